@@ -1,0 +1,93 @@
+"""Fan a list of items out over parallel LLM calls and fan the results back in.
+
+```python
+from scaleinfer import parallel_map
+
+results = await parallel_map(items, "Summarise in one sentence: {text}")
+```
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scaleinfer.backends import Backend, LocalBackend, OpenAIBackend
+    from scaleinfer.engine import Retry
+    from scaleinfer.errors import (
+        AuthError,
+        BudgetExceeded,
+        ConfigError,
+        EndpointError,
+        JournalError,
+        Overloaded,
+        Permanent,
+        PromptError,
+        RateLimited,
+        RunStopped,
+        ScaleInferError,
+        SchemaError,
+        Starting,
+        Transient,
+        WorkerLost,
+    )
+    from scaleinfer.mapping import MapResult, map_sync, parallel_map, stream_map
+    from scaleinfer.prompts import Prompt
+    from scaleinfer.requests import Sampling
+    from scaleinfer.results import Result, Usage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AuthError",
+    "Backend",
+    "BudgetExceeded",
+    "ConfigError",
+    "EndpointError",
+    "JournalError",
+    "LocalBackend",
+    "MapResult",
+    "OpenAIBackend",
+    "Overloaded",
+    "Permanent",
+    "Prompt",
+    "PromptError",
+    "RateLimited",
+    "Result",
+    "Retry",
+    "RunStopped",
+    "Sampling",
+    "ScaleInferError",
+    "SchemaError",
+    "Starting",
+    "Transient",
+    "Usage",
+    "WorkerLost",
+    "map_sync",
+    "parallel_map",
+    "stream_map",
+]
+
+# Everything is imported on first use, so that `import scaleinfer` costs next to nothing.
+_HOME = {
+    **dict.fromkeys(("Backend", "LocalBackend", "OpenAIBackend"), "backends"),
+    **dict.fromkeys(("MapResult", "map_sync", "parallel_map", "stream_map"), "mapping"),
+    **dict.fromkeys(("Result", "Usage"), "results"),
+    "Prompt": "prompts",
+    "Retry": "engine",
+    "Sampling": "requests",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

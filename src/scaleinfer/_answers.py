@@ -1,0 +1,190 @@
+"""One question to its answer: ask, validate, show the model what is wrong, ask again.
+
+Also the answer as the journal keeps it, and back.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from scaleinfer.errors import ScaleInferError, SchemaError, error_from_dict
+from scaleinfer.results import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scaleinfer.engine import Engine
+    from scaleinfer.prompts import Question
+    from scaleinfer.results import Attempt, Completion
+    from scaleinfer.structured import AnswerSchema
+
+__all__ = ["Answer", "ask"]
+
+
+@dataclass(slots=True)
+class Answer:
+    """What became of one question.
+
+    Attributes:
+        text: The model's text; `None` without an answer.
+        value: The validated object with a schema, else the text.
+        error: Why there is no usable answer.
+        usage: Tokens of every call that was answered.
+        attempts: Calls made.
+        latency_s: Seconds from the first call to the end.
+        endpoint: Where it was asked.
+        model: The model that answered.
+        finish_reason: Why the model stopped.
+        resumed: True if it came from the journal.
+        choices: All texts, if several were asked for.
+        tool_calls: Tool calls of the answer.
+        logprobs: Log probabilities of the answer.
+    """
+
+    text: str | None = None
+    value: Any = None
+    error: ScaleInferError | None = None
+    usage: Usage = field(default_factory=Usage)
+    attempts: int = 0
+    latency_s: float = 0.0
+    endpoint: str | None = None
+    model: str | None = None
+    finish_reason: str | None = None
+    resumed: bool = False
+    choices: list[str] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    logprobs: dict[str, Any] | None = None
+
+    def to_payload(self) -> bytes:
+        """Return the answer as the journal keeps it: JSON without nulls."""
+        known = {
+            "text": self.text,
+            "value": None if isinstance(self.value, str) else _plain(self.value),
+            "error": None if self.error is None else self.error.to_dict(),
+            "usage": list(self.usage),
+            "attempts": self.attempts,
+            "latency_s": round(self.latency_s, 6),
+            "endpoint": self.endpoint,
+            "model": self.model,
+            "finish_reason": self.finish_reason,
+            "choices": self.choices,
+            "tool_calls": self.tool_calls,
+            "logprobs": self.logprobs,
+        }
+        return orjson.dumps({name: value for name, value in known.items() if value is not None})
+
+    @classmethod
+    def from_payload(cls, payload: bytes, schema: AnswerSchema | None) -> Answer:
+        """Return the answer a journal kept.
+
+        Raises:
+            SchemaError: The schema's validators no longer accept it.
+        """
+        data = orjson.loads(payload)
+        error = data.get("error")
+        answer = cls(
+            text=data.get("text"),
+            error=None if error is None else error_from_dict(error),
+            usage=Usage(*data.get("usage", ())),
+            attempts=data.get("attempts", 0),
+            latency_s=data.get("latency_s", 0.0),
+            endpoint=data.get("endpoint"),
+            model=data.get("model"),
+            finish_reason=data.get("finish_reason"),
+            resumed=True,
+            choices=data.get("choices"),
+            tool_calls=data.get("tool_calls"),
+            logprobs=data.get("logprobs"),
+        )
+        answer.value = answer.text if schema is None else schema.parse(answer.text or "")
+        return answer
+
+    def take(self, completion: Completion) -> None:
+        """Take over what a call brought; usage adds up."""
+        self.text = completion.text
+        self.usage = self.usage.plus(completion.usage)
+        self.model = completion.model
+        self.finish_reason = completion.finish_reason
+        self.choices = completion.choices
+        self.tool_calls = completion.tool_calls
+        self.logprobs = completion.logprobs
+
+
+async def ask(
+    engine: Engine, question: Question, *, repairs: int, attempted: Callable[[Attempt], None]
+) -> Answer:
+    """Ask a question until the answer is valid or given up; errors are in the answer.
+
+    Args:
+        engine: Makes the calls.
+        question: What to ask.
+        repairs: How often a bad answer is shown to the model again.
+        attempted: Told of every call as it ends.
+    """
+    answer = Answer(endpoint=engine.backend.endpoint)
+    began = 0.0
+
+    def count(attempt: Attempt) -> None:
+        nonlocal began
+        if not answer.attempts:
+            began = time.monotonic() - attempt.latency_s
+        answer.attempts = attempt.number
+        attempted(attempt)
+
+    try:
+        await _until_valid(engine, question, answer, repairs, count)
+    except ScaleInferError as error:
+        answer.error = error
+    answer.latency_s = time.monotonic() - began if answer.attempts else 0.0
+    return answer
+
+
+async def _until_valid(
+    engine: Engine,
+    question: Question,
+    answer: Answer,
+    repairs: int,
+    attempted: Callable[[Attempt], None],
+) -> None:
+    request, schema = question.request, question.schema
+    for repair in range(repairs + 1):
+        completion = await engine.call(request, attempted=attempted, number=answer.attempts)
+        answer.take(completion)
+        if schema is None or completion.tool_calls:
+            answer.value = completion.text
+            return
+        try:
+            answer.value = schema.parse(completion.text)
+        except SchemaError as error:
+            cut = completion.finish_reason == "length"
+            if repair == repairs:
+                rejected = _rejected(error, schema.name, repairs, cut=cut)
+                engine.authority.rejected(rejected)
+                raise rejected from None
+            messages = schema.repair(question.request.messages or [], error, cut=cut)
+            request = replace(question.request, messages=messages)
+        else:
+            return
+
+
+def _rejected(error: SchemaError, name: str, repairs: int, *, cut: bool) -> SchemaError:
+    after = f" after {repairs} repair{'s' * (repairs != 1)}" if repairs else ""
+    hint = (
+        "Raise max_tokens: the answer was cut off."
+        if cut
+        else (
+            "Simplify the schema, say in the prompt what each field means, or use a larger model."
+        )
+    )
+    return SchemaError(
+        f"the answer does not fit {name}{after}: {error.message}", text=error.text, hint=hint
+    )
+
+
+def _plain(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)
+    return value if dump is None else dump(mode="json")

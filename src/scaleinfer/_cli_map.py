@@ -1,0 +1,175 @@
+"""`scaleinfer map`."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import runpy
+import sys
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+
+from scaleinfer.data import END, open_writer, read_items, result_row, source
+from scaleinfer.engine import Retry
+from scaleinfer.errors import ConfigError, ScaleInferError
+from scaleinfer.mapping import stream_map
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from pydantic import BaseModel
+
+    from scaleinfer.data import Source
+    from scaleinfer.results import Result
+
+__all__ = ["load_schema", "run_map", "write_results"]
+
+_FAILED, _STOPPED = 1, 3
+
+
+def run_map(
+    *,
+    input_: str,
+    prompt: str | None,
+    prompt_file: str | None,
+    out: str | None,
+    schema: str | None,
+    id_field: str | None,
+    format_: str | None,
+    limit: int | None,
+    attempts: int | None,
+    timeout: float | None,
+    concurrency: int | None,
+    **options: Any,
+) -> int:
+    """Map a file and return the exit code."""
+    if (prompt is None) == (prompt_file is None):
+        raise click.UsageError("Give the prompt by --prompt or by --prompt-file.")
+    template = prompt if prompt is not None else Path(str(prompt_file)).read_text("utf-8")
+    sampling = {
+        name: value
+        for name in ("max_tokens", "temperature", "top_p", "seed")
+        if (value := options.pop(name)) is not None
+    }
+    retry = Retry()
+    if attempts is not None:
+        retry = replace(retry, attempts=attempts)
+    if timeout is not None:
+        retry = replace(retry, timeout=timeout)
+    return asyncio.run(
+        write_results(
+            read_items(input_, format=format_),
+            template,
+            out=out,
+            id_field=id_field,
+            limit=limit,
+            schema=None if schema is None else load_schema(schema),
+            sampling=sampling,
+            retry=retry,
+            concurrency=concurrency or "auto",
+            **options,
+        )
+    )
+
+
+async def write_results(
+    items: Source,
+    template: str,
+    *,
+    out: str | None,
+    id_field: str | None,
+    limit: int | None,
+    keep: Callable[[Result], None] = lambda result: None,
+    **options: Any,
+) -> int:
+    """Map items, write a row per result in input order, and return the exit code.
+
+    Args:
+        items: The input.
+        template: The prompt.
+        out: Where the rows go; None for JSONL on standard output.
+        id_field: Field that names an item.
+        limit: Only the first so many items.
+        keep: Told of every result.
+        **options: As for `stream_map`.
+    """
+    items = items if limit is None else _first(items, limit)
+    writer = _StandardOutput() if out is None else open_writer(out)
+    failed = rows = 0
+    stopped: str | None = None
+    try:
+        async with aclosing(stream_map(items, template, ordered=True, **options)) as results:
+            async for result in results:
+                writer.write(result_row(result, id_field=id_field))
+                keep(result)
+                rows += 1
+                failed += not result.ok
+    except KeyboardInterrupt:
+        stopped = "interrupted"
+    except ScaleInferError as error:
+        stopped = str(error)
+        if not rows:
+            writer.close(commit=False)
+            raise
+    except BaseException:
+        writer.close(commit=False)
+        raise
+    writer.close()
+    if out is not None:
+        click.echo(f"{rows:,} rows in {out}", err=True)
+    if stopped is not None:
+        again = "the same command goes on" if options.get("journal") else "use --journal to go on"
+        click.echo(f"Stopped: {stopped}; {again}.", err=True)
+        return _STOPPED
+    return _FAILED if failed else 0
+
+
+def load_schema(spec: str) -> type[BaseModel]:
+    """Return the class that `module:Class` or `file.py:Class` names.
+
+    Raises:
+        ConfigError: There is no such class.
+    """
+    place, _, name = spec.rpartition(":")
+    if not place:
+        raise ConfigError(f"--schema {spec!r} is not of the form module:Class.")
+    try:
+        if place.endswith(".py"):
+            found = runpy.run_path(place).get(name)
+        else:
+            sys.path.insert(0, str(Path.cwd()))
+            found = getattr(importlib.import_module(place), name, None)
+    except (ImportError, OSError) as error:
+        raise ConfigError(f"--schema {spec!r} cannot be loaded: {error}.") from error
+    if not isinstance(found, type):
+        raise ConfigError(f"--schema {spec!r}: there is no class {name} in {place}.")
+    return found
+
+
+class _StandardOutput:
+    """Rows as JSONL on standard output, each as soon as it is there."""
+
+    def write(self, row: dict[str, Any]) -> None:
+        sys.stdout.buffer.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+        sys.stdout.buffer.flush()
+
+    def close(self, *, commit: bool = True) -> None:
+        pass
+
+
+def _first(items: Source, limit: int) -> Source:
+    async def pull() -> AsyncIterator[Any]:
+        for _ in range(limit):
+            item = await items.next()
+            if item is END:
+                return
+            yield item
+
+    first = source(pull())
+    first.total = limit if items.total is None else min(limit, items.total)
+    return first

@@ -1,0 +1,111 @@
+"""One adapter per kind of endpoint. The only room that speaks HTTP."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scaleinfer.backends._base import Backend, EndpointStatus
+from scaleinfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from scaleinfer.backends.local import LocalBackend
+    from scaleinfer.backends.openai import OpenAIBackend
+
+__all__ = [
+    "Backend",
+    "EndpointStatus",
+    "LocalBackend",
+    "OpenAIBackend",
+    "Resolved",
+    "resolve_backend",
+]
+
+
+def __getattr__(name: str) -> type[Backend]:
+    if name == "LocalBackend":
+        from scaleinfer.backends.local import LocalBackend
+
+        return LocalBackend
+    if name == "OpenAIBackend":
+        from scaleinfer.backends.openai import OpenAIBackend
+
+        return OpenAIBackend
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The backend a call uses, and why.
+
+    Attributes:
+        backend: The adapter, not opened.
+        reason: Where the choice comes from, in words.
+        by_default: True if nobody chose it.
+    """
+
+    backend: Backend
+    reason: str
+    by_default: bool = False
+
+
+def resolve_backend(
+    backend: Backend | str | None = None,
+    *,
+    base_url: str | None = None,
+    model: str | None = None,
+    api_key: str | None = None,
+) -> Resolved:
+    """Return the backend that a call with these arguments uses.
+
+    In this order: `backend` (an adapter, or a spec: `"local"`, `"local:PATH.gguf"`,
+    `"openai"`, a URL), `base_url`, the variable `SCALEINFER_BACKEND`, the embedded model.
+
+    Raises:
+        ConfigError: The spec is unknown, or the arguments contradict each other.
+    """
+    if isinstance(backend, Backend):
+        if base_url is not None or api_key is not None:
+            raise ConfigError(
+                "backend= is an adapter that has its own address and key.",
+                hint="Leave out base_url= and api_key=, or pass them to the adapter.",
+            )
+        return Resolved(backend, "backend= argument")
+    if backend is not None:
+        if not isinstance(backend, str):
+            raise ConfigError(f"backend must be a Backend or a string, not {backend!r}.")
+        return Resolved(_from_spec(backend, base_url, model, api_key), "backend= argument")
+    if base_url is not None:
+        return Resolved(_from_spec("openai", base_url, model, api_key), "base_url= argument")
+    spec = os.environ.get("SCALEINFER_BACKEND")
+    if spec:
+        return Resolved(_from_spec(spec, None, model, api_key), "SCALEINFER_BACKEND")
+    reason = "nothing else was chosen"
+    if os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_KEY"):
+        reason += "; for the server in your OPENAI_ variables pass backend='openai'"
+    return Resolved(_from_spec("local", None, model, None), reason, by_default=True)
+
+
+def _from_spec(spec: str, base_url: str | None, model: str | None, api_key: str | None) -> Backend:
+    kind, _, rest = spec.partition(":")
+    if kind in {"http", "https"}:
+        if base_url is not None:
+            raise ConfigError("backend= and base_url= both name a server; pass one of them.")
+        kind, base_url = "openai", spec
+    elif kind == "openai":
+        model = model or rest or None
+    if kind == "openai":
+        from scaleinfer.backends.openai import OpenAIBackend
+
+        return OpenAIBackend(base_url, api_key=api_key, model=model)
+    if kind == "local":
+        if base_url is not None:
+            raise ConfigError("The embedded model has no base_url.", hint="Drop one of the two.")
+        from scaleinfer.backends.local import LocalBackend
+
+        return LocalBackend(rest or None)
+    raise ConfigError(
+        f"backend {spec!r} is unknown.",
+        hint="Known: 'local', 'local:PATH.gguf', 'openai', 'openai:MODEL', or a URL.",
+    )

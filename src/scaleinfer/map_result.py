@@ -1,0 +1,193 @@
+"""What a map returns: its results in input order, and what it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+from scaleinfer.results import Result, Usage
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
+    import pandas as pd
+    import pyarrow as pa
+
+__all__ = ["MapResult", "RunStats"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStats:
+    """What a run came to.
+
+    Attributes:
+        name: The run's name.
+        items: Items that have a result.
+        ok: Items with a usable answer.
+        failed: Items without one.
+        resumed: Items answered from the journal.
+        cut: Answers that ended at `max_tokens` (`finish_reason == "length"`).
+        calls: Calls made, repairs and retries included.
+        retries: Failed calls that were tried again.
+        elapsed_s: Seconds from start to end.
+        usage: Tokens this run used; resumed items not counted.
+        cost_usd: Price of that usage; `None` if no price is known.
+        endpoint: Where it was asked.
+        model: Model asked.
+        journal: The journal's path, if there is one.
+        stopped: Why the run was stopped early; empty if it was not.
+        peak_in_flight: The most calls that were in flight at once.
+    """
+
+    name: str | None
+    items: int
+    ok: int
+    failed: int
+    resumed: int
+    cut: int
+    calls: int
+    retries: int
+    elapsed_s: float
+    usage: Usage
+    cost_usd: float | None
+    endpoint: str
+    model: str | None
+    journal: str | None
+    stopped: str
+    peak_in_flight: int
+
+    @property
+    def items_per_s(self) -> float:
+        """Items asked (not resumed) a second."""
+        return (self.items - self.resumed) / self.elapsed_s if self.elapsed_s else 0.0
+
+
+class MapResult(Sequence[Result]):
+    """A map's results in input order.
+
+    Args:
+        results: One per item, in input order.
+        stats: What the run came to.
+    """
+
+    def __init__(self, results: list[Result], stats: RunStats) -> None:
+        self._results = results
+        self.stats = stats
+
+    @overload
+    def __getitem__(self, index: int) -> Result: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Result]: ...
+    def __getitem__(self, index: int | slice) -> Result | list[Result]:
+        return self._results[index]
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self._results)
+
+    @property
+    def texts(self) -> list[str | None]:
+        """Each item's text; `None` where there is no answer."""
+        return [result.text if result.ok else None for result in self._results]
+
+    @property
+    def values(self) -> list[Any]:
+        """Each item's value; `None` where there is no answer."""
+        return [result.value if result.ok else None for result in self._results]
+
+    @property
+    def ok(self) -> list[Result]:
+        """The results with a usable answer."""
+        return [result for result in self._results if result.ok]
+
+    @property
+    def failed(self) -> list[Result]:
+        """The results without a usable answer."""
+        return [result for result in self._results if not result.ok]
+
+    @property
+    def stopped(self) -> str:
+        """Why the run was stopped early; empty if it was not."""
+        return self.stats.stopped
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of all results, resumed ones included."""
+        total = Usage()
+        for result in self._results:
+            total = total.plus(result.usage)
+        return total
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Price of `usage`, resumed results included; `None` if no price is known."""
+        costs = [result.cost_usd for result in self._results if result.cost_usd is not None]
+        return sum(costs) if costs else None
+
+    def rows(self, *, id_field: str | None = None) -> Iterator[dict[str, Any]]:
+        """Yield each result as plain data; see `scaleinfer.data.result_row`."""
+        from scaleinfer.data import result_row
+
+        for result in self._results:
+            yield result_row(result, id_field=id_field)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a frame with a row per item.
+
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        from scaleinfer.data import to_pandas
+
+        return to_pandas(self.rows())
+
+    def to_arrow(self) -> pa.Table:
+        """Return an Arrow table with a row per item.
+
+        Raises:
+            ConfigError: pyarrow is not installed.
+        """
+        from scaleinfer.data import to_arrow
+
+        return to_arrow(self.rows())
+
+    def to_jsonl(self, path: str | os.PathLike[str]) -> None:
+        """Write a line of JSON per item.
+
+        Raises:
+            ConfigError: The file cannot be written.
+        """
+        from scaleinfer.data import open_writer
+
+        writer = open_writer(path, format="jsonl")
+        try:
+            for row in self.rows():
+                writer.write(row)
+        except BaseException:
+            writer.close(commit=False)
+            raise
+        writer.close()
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write an HTML page that shows what happened: counts, answers, failures.
+
+        Raises:
+            ConfigError: The file cannot be written.
+        """
+        from scaleinfer.observe import write_report
+
+        write_report(path, self)
+
+    def __repr__(self) -> str:
+        from scaleinfer.observe import result_text
+
+        return result_text(self)
+
+    def _repr_html_(self) -> str:
+        from scaleinfer.observe import result_html
+
+        return result_html(self)

@@ -1,0 +1,169 @@
+"""The front door: one call that fans items out over an endpoint and the answers back in."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Literal
+
+from scaleinfer._session import Options, opened
+from scaleinfer.map_result import MapResult, RunStats
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+    from pydantic import BaseModel
+
+    from scaleinfer._session import ProgressMode, PromptFn
+    from scaleinfer.backends import Backend
+    from scaleinfer.engine import Retry
+    from scaleinfer.requests import Sampling
+    from scaleinfer.results import Result
+
+__all__ = ["MapResult", "RunStats", "map_sync", "parallel_map", "stream_map"]
+
+
+async def parallel_map(
+    items: Any,
+    prompt_fn: PromptFn,
+    *,
+    backend: Backend | str | None = None,
+    model: str | None = None,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    system: str | None = None,
+    schema: type[BaseModel] | None = None,
+    sampling: Sampling | Mapping[str, Any] | None = None,
+    concurrency: int | Literal["auto"] = "auto",
+    retry: Retry | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    key: Callable[[Any], Any] | None = None,
+    ordered: bool = True,
+    on_error: Literal["return", "raise"] = "return",
+    progress: ProgressMode = "auto",
+    name: str | None = None,
+) -> MapResult:
+    """Ask a model about every item and return all results.
+
+    Args:
+        items: Any iterable or async iterable; frames give their rows as dicts. Pulled as
+            needed, never more than a bounded window ahead.
+        prompt_fn: A template (`"Classify: {title}"`) or a function of the item, plain or
+            async, that returns a string, a list of chat messages, a `Prompt`, or a dict of
+            name to any of these (several questions about one item).
+        backend: A `Backend`, or `"local"`, `"openai"`, a URL. Default: `base_url` if given,
+            else the variable `SCALEINFER_BACKEND`, else the embedded model.
+        model: Model to ask; default the backend's own.
+        base_url: Address of an OpenAI-compatible server, `/v1` included.
+        api_key: Key for it; default `OPENAI_API_KEY`.
+        system: System message of every prompt that brings none.
+        schema: Pydantic model of the answer: asked of the server, validated, a bad answer
+            shown to the model again at most `retry.repairs` times. `Result.value` is then an
+            instance of it.
+        sampling: `Sampling` or a dict of the same: temperature, max_tokens, seed, ...
+        concurrency: Calls in flight; `"auto"` takes the backend's own figure.
+        retry: How failed calls are tried again.
+        journal: Path of a journal. Everything lands there as it happens; the same call again
+            resumes.
+        key: `key(item)` names an item in results and journal; default a hash of the request.
+        ordered: True for results in input order, False in order of completion.
+        on_error: `"return"` makes a failed item a `Result` with `ok=False`; `"raise"` raises
+            the first failure.
+        progress: `"auto"`, `"bar"`, `"notebook"`, `"log"`, or `"none"` (also True and False).
+        name: Name of the run in progress and journal.
+
+    Returns:
+        A `MapResult`: a sequence of `Result`. After Ctrl-C, or when nothing can succeed
+        (wrong key, no server), it holds what had landed; the other items have `ok=False` and
+        `MapResult.stopped` says why.
+
+    Raises:
+        ConfigError: An argument or the environment is wrong; nothing was sent.
+        JournalError: The journal cannot be opened or written.
+        ScaleInferError: With `on_error="raise"`, the first item's failure.
+    """
+    options = Options.of(**locals())
+    async with opened(options, in_order=False) as session:
+        results = await session.collect()
+    return MapResult(results, session.stats())
+
+
+async def stream_map(
+    items: Any,
+    prompt_fn: PromptFn,
+    *,
+    backend: Backend | str | None = None,
+    model: str | None = None,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    system: str | None = None,
+    schema: type[BaseModel] | None = None,
+    sampling: Sampling | Mapping[str, Any] | None = None,
+    concurrency: int | Literal["auto"] = "auto",
+    retry: Retry | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    key: Callable[[Any], Any] | None = None,
+    ordered: bool = False,
+    on_error: Literal["return", "raise"] = "return",
+    progress: ProgressMode = "auto",
+    name: str | None = None,
+) -> AsyncIterator[Result]:
+    """Ask a model about every item and yield each result as it is ready.
+
+    Takes what `parallel_map` takes. Memory does not grow with the number of items, which may
+    be endless: when the consumer is slow, no more items are pulled. With `ordered=True`
+    results come in input order, within a bounded window.
+
+    Yields:
+        A `Result` per item.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed; what had landed was yielded before.
+        ScaleInferError: Nothing can succeed (wrong key, no server), after yielding what had
+            landed; or what `parallel_map` raises.
+    """
+    options = Options.of(**locals())
+    async with (
+        opened(options, in_order=ordered) as session,
+        aclosing(session.stream()) as results,
+    ):
+        async for result in results:
+            yield result
+
+
+def map_sync(
+    items: Any,
+    prompt_fn: PromptFn,
+    *,
+    backend: Backend | str | None = None,
+    model: str | None = None,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    system: str | None = None,
+    schema: type[BaseModel] | None = None,
+    sampling: Sampling | Mapping[str, Any] | None = None,
+    concurrency: int | Literal["auto"] = "auto",
+    retry: Retry | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    key: Callable[[Any], Any] | None = None,
+    ordered: bool = True,
+    on_error: Literal["return", "raise"] = "return",
+    progress: ProgressMode = "auto",
+    name: str | None = None,
+) -> MapResult:
+    """Do what `parallel_map` does, without `await`.
+
+    Works with no event loop, and inside a running one too (a notebook cell, say), where the
+    map runs on a loop of its own in another thread while the caller waits.
+
+    Takes, returns and raises what `parallel_map` does.
+    """
+    arguments = locals()
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(parallel_map(**arguments))
+    from scaleinfer._interrupt import run_in_thread
+
+    return run_in_thread(lambda: parallel_map(**arguments))
