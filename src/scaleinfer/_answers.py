@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from scaleinfer.errors import ScaleInferError, SchemaError, error_from_dict
-from scaleinfer.results import Usage
+from scaleinfer.results import Result, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scaleinfer.results import Attempt, Completion
     from scaleinfer.structured import AnswerSchema
 
-__all__ = ["Answer", "ask"]
+__all__ = ["Answer", "ask", "joint_result", "single_result"]
 
 
 @dataclass(slots=True)
@@ -84,7 +84,14 @@ class Answer:
         Raises:
             SchemaError: The schema's validators no longer accept it.
         """
-        data = orjson.loads(payload)
+        answer = cls.from_data(orjson.loads(payload))
+        if schema is not None and answer.tool_calls is None:
+            answer.value = schema.parse(answer.text or "")
+        return answer
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> Answer:
+        """Return the answer in a payload's data; a validated value stays plain data."""
         error = data.get("error")
         answer = cls(
             text=data.get("text"),
@@ -100,7 +107,7 @@ class Answer:
             tool_calls=data.get("tool_calls"),
             logprobs=data.get("logprobs"),
         )
-        answer.value = answer.text if schema is None else schema.parse(answer.text or "")
+        answer.value = data.get("value", answer.text)
         return answer
 
     def take(self, completion: Completion) -> None:
@@ -169,6 +176,54 @@ async def _until_valid(
             request = replace(question.request, messages=messages)
         else:
             return
+
+
+def single_result(index: int, key: str, item: Any, answer: Answer) -> Result:
+    """Return the result of an item with one question."""
+    return Result(
+        key=key,
+        index=index,
+        item=item,
+        ok=answer.error is None,
+        text=answer.text,
+        value=answer.value,
+        error=answer.error,
+        usage=answer.usage,
+        attempts=answer.attempts,
+        latency_s=answer.latency_s,
+        endpoint=answer.endpoint,
+        model=answer.model,
+        finish_reason=answer.finish_reason,
+        resumed=answer.resumed,
+        choices=answer.choices,
+        tool_calls=answer.tool_calls,
+        logprobs=answer.logprobs,
+    )
+
+
+def joint_result(index: int, key: str, item: Any, answers: dict[str, Answer]) -> Result:
+    """Return the result of an item with several named questions."""
+    usage = Usage()
+    for answer in answers.values():
+        usage = usage.plus(answer.usage)
+    last = list(answers.values())[-1]
+    error = next((answer.error for answer in answers.values() if answer.error is not None), None)
+    cut = any(answer.finish_reason == "length" for answer in answers.values())
+    return Result(
+        key=key,
+        index=index,
+        item=item,
+        ok=error is None,
+        value={name: answer.value for name, answer in answers.items()},
+        error=error,
+        usage=usage,
+        attempts=sum(answer.attempts for answer in answers.values()),
+        latency_s=max(answer.latency_s for answer in answers.values()),
+        endpoint=last.endpoint,
+        model=last.model,
+        finish_reason="length" if cut else last.finish_reason,
+        resumed=all(answer.resumed for answer in answers.values()),
+    )
 
 
 def _rejected(error: SchemaError, name: str, repairs: int, *, cut: bool) -> SchemaError:

@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scaleinfer._answers import Answer, ask
+from scaleinfer._answers import Answer, ask, joint_result, single_result
 from scaleinfer._identity import identity_of, item_key
 from scaleinfer.data import END
 from scaleinfer.engine import Gate, Window
@@ -44,9 +44,10 @@ class Counts:
     """What a run has come to so far.
 
     Attributes:
-        done: Items that have a result.
+        done: Items that were asked or resumed.
         ok: Items with a usable answer.
         failed: Items without.
+        not_asked: Items that a stopped run left.
         resumed: Items answered from the journal.
         cut: Answers that ended at `max_tokens`.
         calls: Calls made.
@@ -56,6 +57,7 @@ class Counts:
     done: int = 0
     ok: int = 0
     failed: int = 0
+    not_asked: int = 0
     resumed: int = 0
     cut: int = 0
     calls: int = 0
@@ -112,6 +114,7 @@ class Run:
         self._tasks: set[asyncio.Task[None]] = set()
         self._recording: set[asyncio.Task[Any] | None] = set()
         self._wake = asyncio.Event()
+        self._left: list[tuple[int, Any]] = []
         self._ended = False
         self._raised: BaseException | None = None
 
@@ -150,27 +153,29 @@ class Run:
         for task in self._tasks - self._recording:
             task.cancel()
 
-    def unanswered(self, index: int, item: Any, key: str = "") -> Result:
-        """Return the result of an item that the stopped run did not get to."""
+    async def not_asked(self) -> AsyncGenerator[Result, None]:
+        """Yield a result for each item that the stopped run left.
+
+        An input of unknown length may be endless: of it, only what was pulled.
+        """
+        for index, item in self._left:
+            yield self._unanswered(index, item)
+        while self._source.total is not None and (item := await self._source.next()) is not END:
+            self._window.reserve()
+            yield self._unanswered(self._window.pull(), item)
+
+    def _unanswered(self, index: int, item: Any) -> Result:
+        self.counts.not_asked += 1
         cause = self.cause
         error: ScaleInferError
         if isinstance(cause, EndpointError) and (cause.fatal or not cause.reached):
             # What stands in the way of one item stands in the way of all.
-            error = error_from_dict(cause.to_dict() | {"index": index, "key": key})
+            error = error_from_dict(cause.to_dict() | {"index": index, "key": None})
         else:
-            hint = "Call again to ask it."
-            error = RunStopped(f"not answered: {self.stopped}", hint=hint, index=index, key=key)
-        return Result(key=key, index=index, item=item, error=error)
-
-    async def rest(self) -> AsyncGenerator[Result, None]:
-        """Yield a result for each item the stopped run never pulled; for inputs that end."""
-        while (item := await self._source.next()) is not END:
-            index = self._window.pulled
-            self._window.reserve()
-            self._window.pull()
-            result = self.unanswered(index, item)
-            self._count(result)
-            yield result
+            error = RunStopped(
+                f"not answered: {self.stopped}", hint="Call again to ask it.", index=index
+            )
+        return Result(key="", index=index, item=item, error=error)
 
     async def _end_lanes(self) -> None:
         if not self._tasks:
@@ -202,7 +207,8 @@ class Run:
             except asyncio.CancelledError:
                 if not self.stopped:
                     raise
-                result = self.unanswered(index, item)
+                self._left.append((index, item))
+                return
             self._count(result)
             self._window.finish(index, result)
             self._wake.set()
@@ -229,7 +235,7 @@ class Run:
             return Result(key=key, index=index, item=item, error=error)
         if "" in questions:
             answer = await self._answer(index, key, own, "", questions[""])
-            return _single(index, key, item, answer)
+            return single_result(index, key, item, answer)
         names = list(questions)
         async with asyncio.TaskGroup() as group:
             asked = [
@@ -237,7 +243,7 @@ class Run:
                 for name in names
             ]
         answers = {name: task.result() for name, task in zip(names, asked, strict=True)}
-        return _several(index, key, item, answers)
+        return joint_result(index, key, item, answers)
 
     async def _answer(
         self, index: int, key: str, own: str | None, name: str, question: Question
@@ -315,49 +321,3 @@ def _own_key(key: Callable[[Any], Any], item: Any) -> str:
     if value is None or value == "":
         raise PromptError(f"key returned {value!r}, which identifies nothing.")
     return str(value)
-
-
-def _single(index: int, key: str, item: Any, answer: Answer) -> Result:
-    return Result(
-        key=key,
-        index=index,
-        item=item,
-        ok=answer.error is None,
-        text=answer.text,
-        value=answer.value,
-        error=answer.error,
-        usage=answer.usage,
-        attempts=answer.attempts,
-        latency_s=answer.latency_s,
-        endpoint=answer.endpoint,
-        model=answer.model,
-        finish_reason=answer.finish_reason,
-        resumed=answer.resumed,
-        choices=answer.choices,
-        tool_calls=answer.tool_calls,
-        logprobs=answer.logprobs,
-    )
-
-
-def _several(index: int, key: str, item: Any, answers: dict[str, Answer]) -> Result:
-    usage = Usage()
-    for answer in answers.values():
-        usage = usage.plus(answer.usage)
-    last = list(answers.values())[-1]
-    error = next((answer.error for answer in answers.values() if answer.error is not None), None)
-    cut = any(answer.finish_reason == "length" for answer in answers.values())
-    return Result(
-        key=key,
-        index=index,
-        item=item,
-        ok=error is None,
-        value={name: answer.value for name, answer in answers.items()},
-        error=error,
-        usage=usage,
-        attempts=sum(answer.attempts for answer in answers.values()),
-        latency_s=max(answer.latency_s for answer in answers.values()),
-        endpoint=last.endpoint,
-        model=last.model,
-        finish_reason="length" if cut else last.finish_reason,
-        resumed=all(answer.resumed for answer in answers.values()),
-    )

@@ -43,6 +43,7 @@ PromptFn = str | Callable[[Any], Any]
 
 _TICK = 0.2
 _SPARE_LANES = 32
+_ENDINGS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
 _CTRL_C = "Ctrl-C was pressed."
 
 
@@ -143,8 +144,10 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
         stack.push_async_exit(session.close_journal)
         if unreachable is not None:
             session.run.stop(str(unreachable), unreachable)
-        yield session
-        progress.close(session.snapshot(), session.summary())
+        try:
+            yield session
+        finally:
+            progress.close(session.snapshot(), session.summary())
 
 
 async def _open_journal(options: Options) -> Journal | None:
@@ -215,11 +218,11 @@ class Session:
         async with aclosing(self._results()) as landed:
             async for result in landed:
                 results.append(result)  # noqa: PERF401 - a comprehension cannot be closed
-        if self.run.stopped and self._items.total is not None:
-            async with aclosing(self.run.rest()) as others:
+        if self.run.stopped:
+            async with aclosing(self.run.not_asked()) as others:
                 async for result in others:
                     results.append(result)  # noqa: PERF401
-        elif self.run.cause is not None and not results:
+        if self.run.cause is not None and not results:
             raise self.run.cause
         if self._options.ordered:
             results.sort(key=lambda result: result.index)
@@ -278,6 +281,7 @@ class Session:
             items=counts.done,
             ok=counts.ok,
             failed=counts.failed,
+            not_asked=counts.not_asked,
             resumed=counts.resumed,
             cut=counts.cut,
             calls=counts.calls,
@@ -296,9 +300,10 @@ class Session:
         """Settle the journal; also while the run is being cancelled."""
         if self._journal is None:
             return
-        state = "failed" if kind is not None else "stopped" if self.run.stopped else "complete"
-        if kind is not None and issubclass(kind, asyncio.CancelledError | GeneratorExit):
+        if self.run.stopped or (kind is not None and issubclass(kind, _ENDINGS)):
             state = "stopped"
+        else:
+            state = "complete" if kind is None else "failed"
         counts = self.run.counts
         with anyio.CancelScope(shield=True):
             await self._journal.aclose(

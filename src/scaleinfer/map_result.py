@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
+import orjson
+
+from scaleinfer.errors import ConfigError
 from scaleinfer.results import Result, Usage
 
 if TYPE_CHECKING:
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
     import pyarrow as pa
+
+    from scaleinfer.observe import ResultSummary
 
 __all__ = ["MapResult", "RunStats"]
 
@@ -24,9 +29,10 @@ class RunStats:
 
     Attributes:
         name: The run's name.
-        items: Items that have a result.
-        ok: Items with a usable answer.
-        failed: Items without one.
+        items: Items that were asked or resumed.
+        ok: Those with a usable answer.
+        failed: Those without one.
+        not_asked: Items that a stopped run left; they have results that say so.
         resumed: Items answered from the journal.
         cut: Answers that ended at `max_tokens` (`finish_reason == "length"`).
         calls: Calls made, repairs and retries included.
@@ -45,6 +51,7 @@ class RunStats:
     items: int
     ok: int
     failed: int
+    not_asked: int
     resumed: int
     cut: int
     calls: int
@@ -129,7 +136,7 @@ class MapResult(Sequence[Result]):
         return sum(costs) if costs else None
 
     def rows(self, *, id_field: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yield each result as plain data; see `scaleinfer.data.result_row`."""
+        """Yield each result as plain JSON data; see `scaleinfer.data.result_row`."""
         from scaleinfer.data import result_row
 
         for result in self._results:
@@ -138,22 +145,31 @@ class MapResult(Sequence[Result]):
     def to_pandas(self) -> pd.DataFrame:
         """Return a frame with a row per item.
 
+        Its columns are those of `rows`, with `error` and `usage` spread over columns of their
+        own; the fields of structured values follow as `value.NAME`.
+
         Raises:
             ConfigError: pandas is not installed.
         """
-        from scaleinfer.data import to_pandas
-
-        return to_pandas(self.rows())
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise _missing("pandas") from error
+        return pd.DataFrame.from_records([_flat(row) for row in self.rows()])
 
     def to_arrow(self) -> pa.Table:
-        """Return an Arrow table with a row per item.
+        """Return an Arrow table with the columns of `to_pandas`; `value` itself as JSON text.
 
         Raises:
             ConfigError: pyarrow is not installed.
         """
-        from scaleinfer.data import to_arrow
-
-        return to_arrow(self.rows())
+        try:
+            import pyarrow as pa
+        except ImportError as error:
+            raise _missing("pyarrow") from error
+        flat = [_flat(row) for row in self.rows()]
+        columns = dict.fromkeys(name for row in flat for name in row)
+        return pa.table({name: _column(pa, [row.get(name) for row in flat]) for name in columns})
 
     def to_jsonl(self, path: str | os.PathLike[str]) -> None:
         """Write a line of JSON per item.
@@ -163,14 +179,9 @@ class MapResult(Sequence[Result]):
         """
         from scaleinfer.data import open_writer
 
-        writer = open_writer(path, format="jsonl")
-        try:
+        with open_writer(path, format="jsonl") as writer:
             for row in self.rows():
                 writer.write(row)
-        except BaseException:
-            writer.close(commit=False)
-            raise
-        writer.close()
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Write an HTML page that shows what happened: counts, answers, failures.
@@ -180,14 +191,57 @@ class MapResult(Sequence[Result]):
         """
         from scaleinfer.observe import write_report
 
-        write_report(path, self)
+        write_report(path, self.summary(), self._results)
+
+    def summary(self) -> ResultSummary:
+        """Return what the map came to, for displays."""
+        from scaleinfer.observe import ResultSummary
+
+        stats = self.stats
+        return ResultSummary(
+            total=len(self._results),
+            ok=stats.ok,
+            failed=stats.failed + stats.not_asked,
+            resumed=stats.resumed,
+            elapsed_s=stats.elapsed_s,
+            usage=self.usage,
+            cost_usd=self.cost_usd,
+            stopped=stats.stopped or None,
+            name=stats.name or "",
+            journal=stats.journal,
+        )
 
     def __repr__(self) -> str:
         from scaleinfer.observe import result_text
 
-        return result_text(self)
+        return result_text(self.summary(), self._results)
 
     def _repr_html_(self) -> str:
         from scaleinfer.observe import result_html
 
-        return result_html(self)
+        return result_html(self.summary(), self._results)
+
+
+def _missing(package: str) -> ConfigError:
+    return ConfigError(f"{package} is not installed.", hint="Run: pip install 'scaleinfer[data]'")
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    error, usage, value = row.pop("error"), row.pop("usage"), row["value"]
+    row["error_type"] = error and error["type"]
+    row["error"] = error and error["message"]
+    row |= usage
+    if isinstance(value, dict):
+        row |= {f"value.{name}": part for name, part in value.items()}
+    return row
+
+
+def _column(pa: Any, values: list[Any]) -> Any:
+    """Return an Arrow array; values that have no common type become JSON text."""
+    try:
+        if not any(isinstance(value, dict | list) for value in values):
+            return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        pass
+    texts = [None if value is None else orjson.dumps(value).decode() for value in values]
+    return pa.array(texts, pa.string())

@@ -11,7 +11,7 @@ from scaleinfer.map_result import MapResult, RunStats
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from pydantic import BaseModel
 
@@ -108,7 +108,7 @@ async def stream_map(
     on_error: Literal["return", "raise"] = "return",
     progress: ProgressMode = "auto",
     name: str | None = None,
-) -> AsyncIterator[Result]:
+) -> AsyncGenerator[Result, None]:
     """Ask a model about every item and yield each result as it is ready.
 
     Takes what `parallel_map` takes. Memory does not grow with the number of items, which may

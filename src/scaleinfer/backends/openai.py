@@ -93,7 +93,7 @@ class OpenAIBackend(Backend):
         }
         self._open: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Wire, int]]
         self._open = WeakKeyDictionary()
-        self._pages = 0
+        self._pages: int | None = 0
 
     async def open(self) -> None:
         """Open connections on the running loop, and settle on a model if none was named.
@@ -135,13 +135,18 @@ class OpenAIBackend(Backend):
             response = await self._wire.post(url, body, self._headers, timeout)
         except WireError as error:
             raise error_from_wire(error, endpoint=self.endpoint) from error
+        only_pages = self._note_pages(response)
         if response.status != 200:  # noqa: PLR2004 - OK
             if self._refuses_schemas(request, response):
                 self.json_schema = False
                 return await self.complete(request, timeout=timeout)
             model = request.model or self.model or ""
             raise error_from_response(response, endpoint=self.endpoint, model=model)
-        return self._parsed(response, chat=chat)
+        try:
+            return parse_completion(response, endpoint=self.endpoint, chat=chat)
+        except EndpointError as error:
+            error.fatal = only_pages
+            raise
 
     async def check(self) -> EndpointStatus:
         """Ask for the list of models; see `Backend.check`."""
@@ -194,18 +199,11 @@ class OpenAIBackend(Backend):
         said = response.body.lower()
         return b"response_format" in said or b"json_schema" in said
 
-    def _parsed(self, response: WireResponse, *, chat: bool) -> Completion:
-        try:
-            completion = parse_completion(response, endpoint=self.endpoint, chat=chat)
-        except EndpointError as error:
-            page = response.body.lstrip()[:1] == b"<"
-            self._pages = self._pages + 1 if page and self._pages >= 0 else self._pages
-            if self._pages >= _PAGES_BEFORE_FATAL:
-                # Nothing but web pages so far: this is no inference server.
-                error.fatal = True
-            raise
-        self._pages = -1
-        return completion
+    def _note_pages(self, response: WireResponse) -> bool:
+        """Return True if this endpoint has sent nothing but web pages: no inference server."""
+        if self._pages is not None:
+            self._pages = self._pages + 1 if response.body.lstrip()[:1] == b"<" else None
+        return self._pages is not None and self._pages >= _PAGES_BEFORE_FATAL
 
     async def _only_model(self) -> str:
         models = await self._models(self._wire)

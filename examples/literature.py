@@ -1,0 +1,81 @@
+"""Ask five questions about every paper; two have typed answers.
+
+Run from the repository root, on the embedded model unless SCALEINFER_BACKEND names another:
+
+    python examples/literature.py --limit 12
+
+The journal makes it safe to stop: the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from scaleinfer import Prompt, parallel_map
+
+DATA = Path(__file__).parent / "data" / "papers.jsonl"
+
+
+class Reference(BaseModel):
+    """Who wrote it, and when."""
+
+    author: str = Field(max_length=40)
+    year: int
+
+
+class Verdict(BaseModel):
+    """Yes or no."""
+
+    answer: Literal["yes", "no"]
+
+
+def questions(paper: dict[str, Any]) -> dict[str, str | Prompt]:
+    """Return five prompts about one paper, by name."""
+    title = f'"{paper["title"]}"'
+    return {
+        "reference": Prompt(
+            f"Extract the first author and the year.\n\n{paper['citation']}", schema=Reference
+        ),
+        "method": Prompt(f"Does {title} present a new method?", schema=Verdict),
+        "field": f"To which field of science does the paper {title} belong? Two words at most.",
+        "topic": f"What is the paper {title} about? One short sentence.",
+        "used_for": f"{paper['context']}\n\nWhat is this function for? One short sentence.",
+    }
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description="Five questions about every paper.")
+    parser.add_argument("--limit", type=int, default=12, help="how many papers (default 12)")
+    parser.add_argument("--journal", default="literature.db", help="where the run is kept")
+    parser.add_argument("--out", default="literature.jsonl", help="where the answers go")
+    options = parser.parse_args()
+
+    lines = DATA.read_text(encoding="utf-8").splitlines()
+    papers = [json.loads(line) for line in lines[: options.limit]]
+    results = await parallel_map(
+        papers,
+        questions,
+        sampling={"max_tokens": 40, "temperature": 0},
+        journal=options.journal,
+        key=lambda paper: paper["id"],
+        name="literature",
+    )
+
+    for result in results.ok[:3]:
+        print(f"\n{result.item['title']}")
+        for name, answer in result.value.items():
+            print(f"  {name:>9}: {' '.join(str(answer).split())}")
+    right = sum(r.value["reference"].year == r.item["year"] for r in results.ok)
+    results.to_jsonl(options.out)
+    print(f"\n{right} of {len(results)} years as in the record; {len(results.failed)} failed")
+    print(f"{results.stats.resumed} papers came from {options.journal}; answers: {options.out}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,83 @@
+"""What CI and developers run: `nox -s tests`, `lint`, `types`, `docs`, `examples`, `bench`."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "uv|venv"
+nox.options.sessions = ["lint", "types", "tests", "docs"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def _install(session: nox.Session, *groups: str, extras: str = "") -> None:
+    needed = [
+        package for group in groups for package in nox.project.dependency_groups(PROJECT, group)
+    ]
+    session.install("-e", f".[{extras}]" if extras else ".", *needed)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Install the package and the embedded model, and run every test."""
+    _install(session, "test", extras="all")
+    session.run("scaleinfer", "model", "install")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """Run the unit tests against the oldest versions that pyproject.toml admits."""
+    session.install("uv")
+    needed = nox.project.dependency_groups(PROJECT, "test")
+    session.run(
+        "uv",
+        "pip",
+        "install",
+        "--python",
+        str(session.virtualenv.location),
+        "--resolution=lowest-direct",
+        "-e",
+        ".[data,testing]",
+        *needed,
+    )
+    session.run("pytest", "tests/unit", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.install(*nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types, strictly."""
+    _install(session, "test", "types", extras="all")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    _install(session, "docs")
+    session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run every example in full, the notebook too."""
+    _install(session, "test", extras="all")
+    session.run("scaleinfer", "model", "install")
+    session.run("pytest", "tests/integration/test_examples.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks; their tables go into docs/benchmarks.md by hand."""
+    _install(session, "test", extras="local,testing")
+    for script in session.posargs or ("bench_map.py", "bench_journal.py", "bench_local.py"):
+        session.run("python", f"tests/benchmarks/{script}")

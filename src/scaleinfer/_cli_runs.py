@@ -1,0 +1,165 @@
+"""`scaleinfer runs`: what journals hold."""
+
+from __future__ import annotations
+
+import sys
+import time
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scaleinfer.journal import RunInfo, StoredResult
+    from scaleinfer.results import Result
+
+__all__ = ["runs", "stored_results"]
+
+_FAILED = 1
+_JOURNAL = click.argument("journal", type=click.Path())
+_RUN = click.option("--run", type=click.IntRange(min=1), help="Number of a run; see list.")
+_SHOWN = 5
+
+
+@click.group()
+def runs() -> None:
+    """List, show, export, verify and recover what journals hold."""
+
+
+@runs.command("list")
+@click.argument("journals", type=click.Path(), nargs=-1, required=True)
+def list_(journals: tuple[str, ...]) -> None:
+    """List the runs in each journal."""
+    from scaleinfer.journal import list_runs
+
+    for path in journals:
+        click.echo(path)
+        for info in list_runs(path):
+            click.echo(f"  {_line(info)}")
+
+
+@runs.command()
+@_JOURNAL
+@_RUN
+def show(journal: str, run: int | None) -> None:
+    """Show what a run was and what came of it; default the newest."""
+    from scaleinfer.journal import list_runs
+
+    infos = {info.id: info for info in list_runs(journal)}
+    if not infos:
+        click.echo(f"{journal} holds no run yet.")
+        return
+    number = run or max(infos)
+    if number not in infos:
+        raise click.UsageError(f"{journal} has no run {number}; it has {_numbers(infos)}.")
+    info = infos[number]
+    click.echo(_line(info))
+    for name, value in {**info.data, "counts": info.counts}.items():
+        click.echo(f"  {name:<10} {_short(value)}")
+    _show_failures(journal, number)
+
+
+@runs.command()
+@_JOURNAL
+@_RUN
+@click.option("--everything", is_flag=True, help="Also what other programs asked.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False), required=True, help=".jsonl, .csv or .parquet"
+)
+def export(journal: str, run: int | None, everything: bool, out: str) -> None:
+    """Write a row per item.
+
+    Without --run: what the newest run and earlier runs of the same program (prompt, model,
+    sampling, schema) came to together.
+    """
+    from scaleinfer.data import open_writer, result_row
+
+    rows = failed = 0
+    with open_writer(out) as writer:
+        for result in stored_results(journal, run=run, everything=everything):
+            writer.write(result_row(result))
+            rows += 1
+            failed += not result.ok
+    click.echo(f"{rows:,} rows in {out}; {failed:,} of them failed")
+
+
+@runs.command()
+@_JOURNAL
+def verify(journal: str) -> None:
+    """Check every row against its digest."""
+    from scaleinfer.journal import verify as check
+
+    report = check(journal)
+    click.echo(
+        f"{report.results:,} results, {report.attempts:,} attempts, {report.runs:,} runs intact"
+    )
+    for problem in report.problems:
+        click.echo(f"problem: {problem}")
+    sys.exit(0 if report.ok else _FAILED)
+
+
+@runs.command()
+@_JOURNAL
+@click.option("--out", type=click.Path(), required=True, help="The new journal.")
+def recover(journal: str, out: str) -> None:
+    """Salvage what a damaged journal still holds into a new one."""
+    from scaleinfer.journal import recover as salvage
+
+    report = salvage(journal, out)
+    lost = "an unknown number" if report.lost is None else f"{report.lost:,}"
+    click.echo(
+        f"{report.results:,} results and {report.attempts:,} attempts salvaged into {out}; "
+        f"{lost} lost"
+    )
+
+
+def stored_results(
+    journal: str, *, run: int | None = None, everything: bool = False
+) -> Iterator[Result]:
+    """Yield a `Result` per item from a journal; named questions of an item are joined."""
+    from scaleinfer.journal import read_results
+
+    stored = read_results(journal, run=run, everything=everything)
+    for _, rows in groupby(stored, key=lambda row: (row.index, row.run, row.key)):
+        yield from _joined(list(rows))
+
+
+def _joined(rows: list[StoredResult]) -> Iterator[Result]:
+    from scaleinfer._answers import Answer, joint_result, single_result
+
+    named = {row.question: Answer.from_data(row.payload) for row in rows if row.question}
+    if named:
+        yield joint_result(rows[0].index, rows[0].key, None, named)
+    for row in rows:
+        if not row.question:
+            yield single_result(row.index, row.key, None, Answer.from_data(row.payload))
+
+
+def _show_failures(journal: str, number: int) -> None:
+    failed = [result for result in stored_results(journal, run=number) if not result.ok]
+    if failed:
+        click.echo(f"  {len(failed):,} failed:")
+    for result in failed[:_SHOWN]:
+        click.echo(f"    {type(result.error).__name__}: {result.error}")
+    if len(failed) > _SHOWN:
+        click.echo(f"    and {len(failed) - _SHOWN:,} more; `scaleinfer runs export` has them all")
+
+
+def _line(info: RunInfo) -> str:
+    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(info.started))
+    took = "" if info.ended is None else f", {info.ended - info.started:.0f} s"
+    counts = ", ".join(f"{value:,} {name}" for name, value in info.counts.items() if value)
+    name = f" {info.name}" if info.name else ""
+    return f"run {info.id}{name}: {info.state}, {started}{took}; {counts or 'nothing recorded'}"
+
+
+def _numbers(infos: dict[int, Any]) -> str:
+    return ", ".join(str(number) for number in infos)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {part}" for name, part in value.items()) or "-"
+    return str(value)

@@ -1,0 +1,40 @@
+"""The durable record of a run: what was asked, tried and answered, in one SQLite file.
+
+The contract: a result that was reported is on disk. After `kill -9`, a crash or a power loss
+nothing that was reported is lost and nothing is recorded twice; what was in flight is asked again.
+One process writes a journal at a time. It works on network file systems too.
+"""
+
+from __future__ import annotations
+
+from scaleinfer.journal._format import Manifest
+from scaleinfer.journal._journal import Journal
+from scaleinfer.journal._read import (
+    RunInfo,
+    StoredAttempt,
+    StoredResult,
+    list_runs,
+    read_attempts,
+    read_results,
+)
+from scaleinfer.journal._recover import RecoverReport, recover
+from scaleinfer.journal._store import Claim
+from scaleinfer.journal._verify import VerifyReport, verify
+from scaleinfer.journal._writer import JournalStatistics
+
+__all__ = [
+    "Claim",
+    "Journal",
+    "JournalStatistics",
+    "Manifest",
+    "RecoverReport",
+    "RunInfo",
+    "StoredAttempt",
+    "StoredResult",
+    "VerifyReport",
+    "list_runs",
+    "read_attempts",
+    "read_results",
+    "recover",
+    "verify",
+]

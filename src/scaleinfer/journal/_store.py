@@ -1,0 +1,366 @@
+"""What a run does to its journal, one call after the other: claim, write, commit, close.
+
+No threads and no asyncio here; the writer's thread owns a `Store` and nothing else touches it.
+Rows are held until `commit`, which writes them in one transaction with the run's counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from scaleinfer.journal._format import (
+    PAGE_SIZE,
+    TABLES,
+    Manifest,
+    ResultRow,
+    Tally,
+    place_checksum,
+    result_digest,
+    row_digest,
+)
+from scaleinfer.journal._redaction import redact, redact_data
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Sequence
+
+    from scaleinfer.results import Attempt
+
+__all__ = ["RESULT_COLUMNS", "Claim", "Store", "insert_many"]
+
+_CHUNK = 64
+"""Rows of one statement. Python gives up its interpreter lock at every step of SQLite, so one
+statement for many rows keeps the writer from queueing behind a busy event loop row by row."""
+
+_CURSORS = 1 << 16
+"""Identities whose next occurrence is remembered, at most."""
+
+_MANY = 8
+"""Occurrences from which on remembering pays."""
+
+RESULT_COLUMNS = (
+    "id, identity, occurrence, run, idx, ok, key, question, CAST(payload AS BLOB), digest, place"
+)
+
+_UPSERT = (
+    " ON CONFLICT (identity, occurrence) DO UPDATE SET run=excluded.run, idx=excluded.idx,"
+    " ok=excluded.ok, key=excluded.key, question=excluded.question, payload=excluded.payload,"
+    " digest=excluded.digest, place=excluded.place"
+)
+
+
+@dataclass(slots=True)
+class Claim:
+    """One item's (or question's) hold on its row.
+
+    Attributes:
+        identity: 16 bytes: hash of the user's key, if any, and the rendered request.
+        occurrence: 0 for the first item of this identity in the run, then 1, 2, ...
+        key: The item's key.
+        question: Name of the question if an item asks several.
+        index: The item's position in the input.
+        stored: The payload if the journal holds an answer already.
+    """
+
+    identity: bytes
+    occurrence: int
+    key: str
+    question: str
+    index: int
+    stored: bytes | None
+
+
+@dataclass(slots=True)
+class Store:
+    """The tables of an open journal, as one run uses them.
+
+    Attributes:
+        connection: Opened by `connect_writer`.
+        run: This run's number.
+        tally: What the run has recorded.
+        log_bytes: Roughly what went into the write-ahead log since it was last emptied; a row
+            changes about one page of the index and its share of the table.
+    """
+
+    connection: sqlite3.Connection
+    run: int
+    tally: Tally
+    log_bytes: int = 0
+    _outstanding: dict[bytes, set[int]] = field(default_factory=dict)
+    _claims: int = 0
+    _cursors: OrderedDict[bytes, int] = field(default_factory=OrderedDict)
+    _results: list[tuple[Any, ...]] = field(default_factory=list)
+    _attempts: list[tuple[Any, ...]] = field(default_factory=list)
+    _places: list[tuple[Any, ...]] = field(default_factory=list)
+    _unrendered: list[tuple[Any, ...]] = field(default_factory=list)
+    _settled: list[tuple[bytes, int]] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, connection: sqlite3.Connection, manifest: Manifest) -> Store:
+        """Start a run: its row is on disk when this returns."""
+        rows = _highest(connection, "results")
+        run = _highest(connection, "runs") + 1
+        data = orjson.dumps(
+            redact_data(manifest.data), default=str, option=orjson.OPT_NON_STR_KEYS
+        ).decode()
+        name = None if manifest.name is None else redact(manifest.name)
+        values = (run, name, time.time(), manifest.fingerprint, data)
+        store = cls(connection, run, Tally(rows=rows))
+        connection.execute("BEGIN IMMEDIATE")
+        for (killed,) in connection.execute(
+            "SELECT run FROM run_states WHERE state = 'running'"
+        ).fetchall():
+            _mark_killed(connection, killed)
+        insert_many(connection, "runs", [(*values, row_digest("runs", values))])
+        store.save_state("running", None, {})
+        connection.execute("COMMIT")
+        return store
+
+    @property
+    def outstanding(self) -> int:
+        """Claims that are neither written nor released."""
+        return self._claims
+
+    @property
+    def pending(self) -> int:
+        """Rows that wait for the next commit."""
+        return len(self._results) + len(self._attempts) + len(self._places) + len(self._unrendered)
+
+    def claim(self, claims: Sequence[Claim]) -> None:
+        """Give each claim its occurrence and, if there is one, the stored answer."""
+        known = self._known({claim.identity for claim in claims})
+        for claim in claims:
+            taken = self._outstanding.get(claim.identity)
+            if taken is None and claim.identity not in known:
+                claim.occurrence = 0
+            else:
+                self._claim_known(claim, taken or set())
+            self.hold(claim)
+
+    def hold(self, claim: Claim) -> None:
+        """Note a claim as outstanding."""
+        self._outstanding.setdefault(claim.identity, set()).add(claim.occurrence)
+        self._claims += 1
+
+    def _known(self, identities: set[bytes]) -> set[bytes]:
+        """Return those of the identities that have rows."""
+        found: set[bytes] = set()
+        wanted = list(identities)
+        for start in range(0, len(wanted), _CHUNK):
+            some = wanted[start : start + _CHUNK]
+            # Few statement sizes, so that SQLite's compiled statements are used again.
+            some += some[-1:] * (_power_of_two(len(some)) - len(some))
+            marks = ",".join("?" * len(some))
+            query = f"SELECT DISTINCT identity FROM results WHERE identity IN ({marks})"
+            found.update(row[0] for row in self.connection.execute(query, some))
+        return found
+
+    def _claim_known(self, claim: Claim, taken: set[int]) -> None:
+        """Find the smallest occurrence that this run has not claimed."""
+        candidate = self._cursors.get(claim.identity, 0)
+        rows = self.connection.execute(
+            "SELECT occurrence, id, ok, run FROM results WHERE identity = ? AND occurrence >= ?"
+            " ORDER BY occurrence",
+            (claim.identity, candidate),
+        )
+        stored = None
+        for occurrence, number, ok, run in rows:
+            while candidate < occurrence and candidate in taken:
+                candidate += 1
+            if candidate < occurrence:
+                break
+            if run != self.run and occurrence not in taken:
+                stored = number if ok else None
+                break
+            candidate = occurrence + 1
+        rows.close()
+        while candidate in taken:
+            candidate += 1
+        claim.occurrence = candidate
+        if stored is not None:
+            self._take_up(claim, stored)
+        if candidate >= _MANY:
+            self._cursors[claim.identity] = candidate + 1
+            self._cursors.move_to_end(claim.identity)
+            if len(self._cursors) > _CURSORS:
+                self._cursors.popitem(last=False)
+
+    def _take_up(self, claim: Claim, number: int) -> None:
+        """Hand out a stored answer and note that this run has it; a damaged one is not used."""
+        row = ResultRow(
+            *self.connection.execute(
+                f"SELECT {RESULT_COLUMNS} FROM results WHERE id = ?", (number,)
+            ).fetchone()
+        )
+        if not row.intact():
+            return
+        claim.stored = row.payload
+        digest = row.digest
+        if (claim.key, claim.question) != (row.key, row.question):
+            digest = result_digest(
+                claim.identity,
+                claim.occurrence,
+                ok=1,
+                key=claim.key,
+                question=claim.question,
+                payload=row.payload,
+            )
+        place = place_checksum(claim.identity, claim.occurrence, self.run, claim.index)
+        self._places.append(
+            (self.run, claim.index, claim.key, claim.question, digest, place, number)
+        )
+        self._settled.append((claim.identity, claim.occurrence))
+        self.tally.reused += 1
+
+    def record(self, claim: Claim, payload: bytes, *, ok: bool) -> None:
+        """Hold an answer or a failure for the next commit."""
+        key, question = claim.key, claim.question
+        digest = result_digest(
+            claim.identity, claim.occurrence, ok=ok, key=key, question=question, payload=payload
+        )
+        place = place_checksum(claim.identity, claim.occurrence, self.run, claim.index)
+        self._results.append(
+            (claim.identity, claim.occurrence, self.run, claim.index, int(ok), key, question,
+             payload, digest, place)
+        )  # fmt: skip
+        self._settled.append((claim.identity, claim.occurrence))
+        if ok:
+            self.tally.ok += 1
+        else:
+            self.tally.failed += 1
+
+    def attempt(self, claim: Claim, attempt: Attempt) -> None:
+        """Hold a call for the next commit."""
+        values = (
+            self.run, claim.identity, claim.occurrence, attempt.number, redact(attempt.endpoint),
+            float(attempt.started), float(attempt.latency_s), attempt.status, attempt.http_status,
+            attempt.prompt_tokens, attempt.completion_tokens, redact(attempt.error),
+        )  # fmt: skip
+        self._attempts.append((*values, row_digest("attempts", values)))
+        self.tally.attempts += 1
+
+    def unrendered(self, index: int, key: str, error: dict[str, Any]) -> None:
+        """Hold an item that has no prompt for the next commit."""
+        text = orjson.dumps(redact_data(error), default=str).decode()
+        values = (self.run, index, key, text)
+        self._unrendered.append((*values, row_digest("unrendered", values)))
+        self.tally.unrendered += 1
+
+    def release(self, claim: Claim) -> None:
+        """Give a claim back; the next of its identity gets its occurrence."""
+        if claim.stored is None and self._settle(claim.identity, claim.occurrence):
+            cursor = self._cursors.get(claim.identity)
+            if cursor is not None:
+                self._cursors[claim.identity] = min(cursor, claim.occurrence)
+
+    def _settle(self, identity: bytes, occurrence: int) -> bool:
+        taken = self._outstanding.get(identity)
+        if taken is None or occurrence not in taken:
+            return False
+        taken.discard(occurrence)
+        self._claims -= 1
+        if not taken:
+            del self._outstanding[identity]
+        return True
+
+    def commit(self, state: str = "running", counts: dict[str, int] | None = None) -> int:
+        """Write what is held, durably, and return how many rows that were.
+
+        Args:
+            state: The run's state from now on; any but `running` ends it.
+            counts: What the caller counted, kept with an ended run.
+        """
+        written = self.pending
+        connection = self.connection
+        connection.execute("BEGIN IMMEDIATE")
+        insert_many(connection, "results", self._results, tail=_UPSERT)
+        insert_many(connection, "attempts", self._attempts)
+        insert_many(connection, "unrendered", self._unrendered)
+        if self._places:
+            connection.executemany(
+                "UPDATE results SET run=?, idx=?, key=?, question=?, digest=?, place=? WHERE id=?",
+                self._places,
+            )
+        self.tally.rows = _highest(connection, "results")
+        self.save_state(state, None if state == "running" else time.time(), counts or {})
+        connection.execute("COMMIT")
+        self.log_bytes += written * PAGE_SIZE + sum(len(row[7]) for row in self._results)
+        for identity, occurrence in self._settled:
+            self._settle(identity, occurrence)
+        for held in (self._results, self._attempts, self._places, self._unrendered, self._settled):
+            held.clear()
+        return written
+
+    def save_state(self, state: str, ended: float | None, counts: dict[str, int]) -> None:
+        """Write the run's state and counts into the open transaction."""
+        tally = self.tally
+        values = (
+            self.run, state, ended, orjson.dumps(counts).decode(), tally.ok, tally.failed,
+            tally.reused, tally.unrendered, tally.attempts, tally.rows,
+        )  # fmt: skip
+        _put_state(self.connection, values)
+
+
+def insert_many(
+    connection: sqlite3.Connection,
+    table: str,
+    rows: Sequence[tuple[Any, ...]],
+    *,
+    tail: str = "",
+) -> None:
+    """Insert rows with as few statements as SQLite's limits allow.
+
+    Args:
+        connection: Inside a transaction.
+        table: One of `TABLES`.
+        rows: The columns in order; the row's number may be left out.
+        tail: What follows the values, such as `ON CONFLICT`.
+    """
+    if not rows:
+        return
+    columns = TABLES[table][-len(rows[0]) :]
+    marks = ["CAST(? AS TEXT)" if name == "payload" else "?" for name in columns]
+    one = f"({','.join(marks)})"
+    start = 0
+    while start < len(rows):
+        # Powers of two: few statement sizes, so that compiled statements are used again.
+        size = min(_CHUNK, 1 << (len(rows) - start).bit_length() - 1)
+        values: Iterable[Any] = chain.from_iterable(rows[start : start + size])
+        connection.execute(
+            f"INSERT INTO {table} ({','.join(columns)}) VALUES {','.join([one] * size)}{tail}",
+            list(values),
+        )
+        start += size
+
+
+def _power_of_two(n: int) -> int:
+    """Return the smallest power of two that is at least `n`."""
+    return 1 << (n - 1).bit_length()
+
+
+def _highest(connection: sqlite3.Connection, table: str) -> int:
+    """Return the highest row number. Rows are never deleted, so it is their count too."""
+    return int(connection.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()[0])
+
+
+def _put_state(connection: sqlite3.Connection, values: tuple[Any, ...]) -> None:
+    columns = TABLES["run_states"]
+    connection.execute(
+        f"INSERT OR REPLACE INTO run_states ({','.join(columns)})"
+        f" VALUES ({','.join('?' * len(columns))})",
+        (*values, row_digest("run_states", values)),
+    )
+
+
+def _mark_killed(connection: sqlite3.Connection, run: int) -> None:
+    columns = TABLES["run_states"][:-1]
+    row = connection.execute(
+        f"SELECT {','.join(columns)} FROM run_states WHERE run = ?", (run,)
+    ).fetchone()
+    _put_state(connection, (run, "killed", *row[2:]))

@@ -1,0 +1,341 @@
+"""The one thread that writes: takes what callers queued, answers claims, commits in groups."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sqlite3
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from scaleinfer.errors import JournalError
+from scaleinfer.journal._database import translate
+from scaleinfer.journal._lock import BEAT_S, STALE_S, Lock, locked_error, look
+from scaleinfer.journal._pacing import Pacing
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from scaleinfer.journal._store import Claim, Store
+
+__all__ = ["Ask", "Close", "Flush", "JournalStatistics", "Record", "Writer"]
+
+_LOG_BYTES = 16 << 20
+"""Size from which on the log's pages are moved into the file."""
+
+
+@dataclass(slots=True)
+class JournalStatistics:
+    """What the journal did and what it cost so far.
+
+    Attributes:
+        rows: Rows written.
+        commits: Group commits.
+        commit_s: Seconds spent in them.
+        checkpoints: Times the log was moved into the file.
+        checkpoint_s: Seconds spent on that.
+        queued: Rows and questions that wait now.
+        claims: Claims answered.
+        claim_wait_s: Seconds callers waited for claims, summed.
+        records: Records that were reported as done.
+        record_wait_s: Seconds from `record` to `done`, summed.
+    """
+
+    rows: int = 0
+    commits: int = 0
+    commit_s: float = 0.0
+    checkpoints: int = 0
+    checkpoint_s: float = 0.0
+    queued: int = 0
+    claims: int = 0
+    claim_wait_s: float = 0.0
+    records: int = 0
+    record_wait_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Ask:
+    """A claim to be answered."""
+
+    claim: Claim
+    future: asyncio.Future[Claim]
+    at: float
+
+
+@dataclass(slots=True)
+class Record:
+    """A result to be written and reported."""
+
+    claim: Claim
+    payload: bytes
+    ok: bool
+    done: Callable[[JournalError | None], None]
+    at: float
+
+
+@dataclass(slots=True)
+class Flush:
+    """A wish to have everything queued so far on disk."""
+
+    future: asyncio.Future[None]
+
+
+@dataclass(slots=True)
+class Close:
+    """The end of the run."""
+
+    state: str
+    counts: dict[str, int]
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What one look at the queue brought."""
+
+    asks: list[Ask] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    flushes: list[Flush] = field(default_factory=list)
+    close: Close | None = None
+
+
+class Writer(threading.Thread):
+    """Owns the `Store` of an open journal until it is closed.
+
+    Attributes:
+        queue: `Ask`, `Record`, `Flush` and `Close`, each of which wakes the thread.
+        aside: Name and arguments of calls of the `Store` that need not wake the thread; done at
+            its next turn, before the claims and records of that turn.
+        failure: Why nothing can be written any more.
+        reported: True once somebody was told of `failure`.
+        ended: Set when the file is closed and the lock is gone.
+    """
+
+    def __init__(self, path: str, store: Store, lock: Lock) -> None:
+        super().__init__(name="scaleinfer-journal", daemon=True)
+        self.path = path
+        self.queue: SimpleQueue[Ask | Record | Flush | Close] = SimpleQueue()
+        self.aside: deque[tuple[str, tuple[Any, ...]]] = deque()
+        self.statistics = JournalStatistics()
+        self.failure: JournalError | None = None
+        self.reported = False
+        self.ended = threading.Event()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._store = store
+        self._lock = lock
+        self._pacing = Pacing()
+        self._awaiting: list[Record] = []
+        self._flushes: list[Flush] = []
+        self._beaten = time.monotonic()
+        self._beaten_wall = time.time()
+
+    def run(self) -> None:
+        """Serve the queue until a `Close` comes."""
+        close: Close | None = None
+        while close is None:
+            turn = self._next_turn()
+            close = turn.close
+            self._awaiting += turn.records
+            self._flushes += turn.flushes
+            try:
+                self._serve(turn)
+            except (sqlite3.Error, OSError, JournalError, MemoryError) as error:
+                self._fail(error, turn)
+        try:
+            self._finish(close)
+        finally:
+            self.ended.set()
+
+    def _next_turn(self) -> _Turn:
+        """Wait for work or for the next commit or sign of life, then take all there is."""
+        turn = _Turn()
+        wait: float | None = max(min(self._due(), self._beaten + BEAT_S) - time.monotonic(), 0.0)
+        try:
+            item = self.queue.get(timeout=wait) if wait else self.queue.get_nowait()
+            while True:
+                match item:
+                    case Ask():
+                        turn.asks.append(item)
+                    case Record():
+                        turn.records.append(item)
+                    case Flush():
+                        turn.flushes.append(item)
+                    case Close():
+                        turn.close = item
+                        return turn
+                item = self.queue.get_nowait()
+        except Empty:
+            return turn
+
+    def _due(self) -> float:
+        if self._flushes:
+            return -math.inf
+        return self._pacing.due(
+            time.monotonic(),
+            rows=self._store.pending,
+            awaited=len(self._awaiting),
+            outstanding=self._store.outstanding,
+        )
+
+    def _serve(self, turn: _Turn) -> None:
+        if self.failure is not None:
+            raise self.failure
+        now = time.monotonic()
+        self._take_aside(now)
+        if turn.asks:
+            # Before the commit: nobody who wants to begin waits for the disk.
+            self._store.claim([ask.claim for ask in turn.asks])
+            asks, turn.asks = turn.asks, []
+            self._post(self._settle_claims, asks, None)
+        for record in turn.records:
+            self._store.record(record.claim, record.payload, ok=record.ok)
+            self._pacing.added(now, awaited=True)
+        if self._store.pending:
+            self._pacing.added(now, awaited=False)
+        if self._due() <= time.monotonic():
+            self._commit()
+        if time.monotonic() - self._beaten >= BEAT_S:
+            self._beat()
+
+    def _take_aside(self, now: float) -> None:
+        for _ in range(len(self.aside)):
+            what, arguments = self.aside.popleft()
+            getattr(self._store, what)(*arguments)
+            if what not in {"hold", "release"}:
+                self._pacing.added(now, awaited=False)
+
+    def _commit(self, state: str = "running", counts: dict[str, int] | None = None) -> None:
+        """Bring everything at hand to disk, then tell those who wait, with one call."""
+        self._check_ownership()
+        began = time.monotonic()
+        if self._store.pending or state != "running":
+            written = self._store.commit(state, counts)
+            took = time.monotonic() - began
+            self._pacing.committed(took)
+            self.statistics.rows += written
+            self.statistics.commits += 1
+            self.statistics.commit_s += took
+        records, self._awaiting = self._awaiting, []
+        flushes, self._flushes = self._flushes, []
+        if records or flushes:
+            self._post(self._settle_records, records, flushes, None)
+        if self._store.log_bytes >= _LOG_BYTES:
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        began = time.monotonic()
+        self._store.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        self._store.log_bytes = 0
+        self.statistics.checkpoints += 1
+        self.statistics.checkpoint_s += time.monotonic() - began
+
+    def _beat(self) -> None:
+        """Give a sign of life; a full disk or a moment's trouble is no reason to stop."""
+        self._beaten, self._beaten_wall = time.monotonic(), time.time()
+        if not self._lock.owned():
+            raise self._lost()
+        try:
+            self._lock.beat(self._store.run, self._store.tally.to_dict())
+        except OSError:
+            return
+
+    def _check_ownership(self) -> None:
+        """Before writing after a long pause, see whether somebody took us for dead.
+
+        Both clocks, because the monotonic one stands still while a machine sleeps.
+        """
+        paused = max(time.monotonic() - self._beaten, time.time() - self._beaten_wall)
+        if paused > STALE_S / 2:
+            self._beat()
+
+    def _lost(self) -> JournalError:
+        seen = look(self.path)
+        if seen is None:
+            return JournalError(
+                f"The lock file of the journal {self.path} was removed while it was open.",
+                path=self.path,
+                reason="locked",
+                hint="Leave the -lock file alone; run again to go on.",
+            )
+        return locked_error(self.path, seen[0], seen[1])
+
+    def _fail(self, error: Exception, turn: _Turn) -> None:
+        """Tell everyone who waits, and remember it for those who come."""
+        if self.failure is None:
+            self.failure = translate(error, self.path)
+            try:
+                if self._store.connection.in_transaction:
+                    self._store.connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                pass  # the file is left as the last commit left it either way
+        waiting, self._awaiting = self._awaiting, []
+        flushes, self._flushes = self._flushes, []
+        self.aside.clear()
+        if turn.asks or waiting or flushes:
+            self.reported = True
+            self._post(self._settle_claims, turn.asks, self.failure)
+            self._post(self._settle_records, waiting, flushes, self.failure)
+        self._beaten = time.monotonic()
+
+    def _finish(self, close: Close) -> None:
+        """Commit the run's end, leave one file, remove the lock."""
+        connection = self._store.connection
+        if self.failure is None:
+            try:
+                self._commit(close.state, close.counts)
+                # Back to a plain file: anything can read it, in a read-only folder too.
+                connection.execute("PRAGMA journal_mode=DELETE").fetchall()
+            except (sqlite3.Error, OSError, JournalError, MemoryError) as error:
+                self._fail(error, _Turn())
+        if self._lock.owned():
+            try:
+                connection.close()
+            except sqlite3.Error as error:
+                self._fail(error, _Turn())
+        else:
+            # Closing would move our log over somebody else's file. Keeping a reference for
+            # ever is the one way to make sure that it never happens.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+        self._lock.release()
+
+    def _post(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Run something in the event loop; nobody is there any more if the loop is closed."""
+        if self.loop is not None:
+            try:
+                self.loop.call_soon_threadsafe(function, *arguments)
+            except RuntimeError:
+                if not self.loop.is_closed():
+                    raise
+
+    def _settle_claims(self, asks: list[Ask], error: JournalError | None) -> None:
+        now = time.monotonic()
+        for ask in asks:
+            self.statistics.claims += 1
+            self.statistics.claim_wait_s += now - ask.at
+            if ask.future.cancelled():
+                if error is None:
+                    self.aside.append(("release", (ask.claim,)))
+            elif error is not None:
+                ask.future.set_exception(error)
+            else:
+                ask.future.set_result(ask.claim)
+
+    def _settle_records(
+        self, records: list[Record], flushes: list[Flush], error: JournalError | None
+    ) -> None:
+        now = time.monotonic()
+        for record in records:
+            self.statistics.records += 1
+            self.statistics.record_wait_s += now - record.at
+            record.done(error)
+        for flush in flushes:
+            if flush.future.cancelled():
+                continue
+            if error is not None:
+                flush.future.set_exception(error)
+            else:
+                flush.future.set_result(None)

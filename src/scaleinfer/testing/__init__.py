@@ -1,0 +1,40 @@
+"""An OpenAI-compatible simulated server to test your own code against.
+
+`SimulatedServer` answers without a model, with the latency and the faults you script, and its
+`Ledger` knows the truth about every request that arrived: by prompt, how often it was asked and
+answered, what went wrong and whether the client went away. It takes the extra `testing`:
+`pip install 'scaleinfer[testing]'`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scaleinfer.testing._faults import Fault
+    from scaleinfer.testing._ledger import Ledger, RequestRecord
+    from scaleinfer.testing._process import ServerProcess
+    from scaleinfer.testing._server import SimulatedServer
+    from scaleinfer.testing._view import RequestView
+
+__all__ = ["Fault", "Ledger", "RequestRecord", "RequestView", "ServerProcess", "SimulatedServer"]
+
+_HOMES = {
+    "Fault": "_faults",
+    "Ledger": "_ledger",
+    "RequestRecord": "_ledger",
+    "RequestView": "_view",
+    "ServerProcess": "_process",
+    "SimulatedServer": "_server",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

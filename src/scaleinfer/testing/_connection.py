@@ -1,0 +1,242 @@
+"""The asyncio shell: sockets in, `Service` decides, bytes out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from scaleinfer.errors import ConfigError
+from scaleinfer.testing._delivery import End
+from scaleinfer.testing._job import RawRequest
+from scaleinfer.testing._view import SECRET_HEADERS
+
+if TYPE_CHECKING:
+    from scaleinfer.testing._job import Job
+    from scaleinfer.testing._service import Service
+
+__all__ = ["Listener"]
+
+_BACKLOG = 4096
+_BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_SECRETS = frozenset(name.encode() for name in SECRET_HEADERS)
+
+
+class Listener:
+    """A listening socket on 127.0.0.1 and its connections, in the running loop.
+
+    Raises:
+        ConfigError: httptools is not installed.
+    """
+
+    def __init__(self, service: Service) -> None:
+        try:
+            import httptools
+        except ImportError as error:
+            raise ConfigError(
+                "The simulated server parses HTTP with httptools, which is not installed.",
+                hint="Install it with: pip install 'scaleinfer[testing]'",
+            ) from error
+        self.service = service
+        self.parser = httptools.HttpRequestParser
+        self.callback_error = httptools.HttpParserCallbackError
+        self.protocol_errors = (httptools.HttpParserError, httptools.HttpParserUpgrade)
+        self.connections: set[Connection] = set()
+        self.closing = False
+        self.port = 0
+        self._loop = asyncio.get_running_loop()
+        self._server: asyncio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed_for = 0.0
+        self._empty = asyncio.Event()
+
+    async def open(self, port: int) -> None:
+        """Begin to listen; port 0 takes a free one.
+
+        Raises:
+            ConfigError: The port is taken.
+        """
+        try:
+            self._server = await self._loop.create_server(
+                lambda: Connection(self), "127.0.0.1", port, backlog=_BACKLOG
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"The simulated server cannot listen on 127.0.0.1:{port}: {error.strerror}.",
+                hint="port=0 takes a free one.",
+            ) from error
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def aclose(self) -> None:
+        """Stop listening and end all connections, whatever is in flight."""
+        self.closing = True
+        if self._server is not None:
+            self._server.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in tuple(self.connections):
+            connection.abort()
+        if self.connections:
+            await self._empty.wait()
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    def gone(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self.connections.discard(connection)
+        if self.closing and not self.connections:
+            self._empty.set()
+
+    def arm(self) -> None:
+        """See to it that the service is asked again when something is due."""
+        due = self.service.timers.next_due
+        if due is None or self.closing:
+            return
+        if self._timer is not None:
+            if self._armed_for <= due:
+                return
+            self._timer.cancel()
+        self._armed_for = due
+        # Loops round to their own ticks; waking up too early would only mean to wait again.
+        delay = max(due - time.monotonic(), 0.0) + self.service.timers.tick / 2
+        self._timer = self._loop.call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        for job in self.service.due_jobs(now):
+            if not job.done:  # an earlier one may have ended it
+                job.client.advance(job, now)
+        self.arm()
+
+
+class Connection(asyncio.Protocol):
+    """One client connection: feeds the parser, writes what the service says."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._service = listener.service
+        self._transport: asyncio.Transport | None = None
+        self._parser = listener.parser(self)
+        self._job: Job | None = None
+        self._pipelined: deque[RawRequest] = deque()
+        self._trapped = False
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._authorization: bytes | None = None
+        self._body: list[bytes] = []
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment] # create_server makes transports
+        self._listener.connections.add(self)
+        if self._listener.closing:
+            self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._job is not None:
+            job, self._job = self._job, None
+            self._service.leave(job, time.monotonic(), aborted=not self._listener.closing)
+            self._listener.arm()
+        self._listener.gone(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._trapped:
+            self._transport.close()
+            return
+        try:
+            self._parser.feed_data(data)
+        except self._listener.callback_error:
+            raise  # a fault of ours, not of the client's
+        except self._listener.protocol_errors:
+            self._transport.write(_BAD_REQUEST)
+            self._transport.close()
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        self._url = b""
+        self._headers = []
+        self._authorization = None
+        self._body = []
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        lower = name.lower()
+        if lower not in _SECRETS:
+            self._headers.append((lower, value))
+        elif lower == b"authorization":
+            self._authorization = value
+
+    def on_headers_complete(self) -> None:
+        if (b"expect", b"100-continue") in self._headers and self._transport is not None:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        request = RawRequest(
+            self._parser.get_method().decode(),
+            self._url.partition(b"?")[0].decode("latin-1"),
+            tuple(self._headers),
+            self._authorization,
+            self._body[0] if len(self._body) == 1 else b"".join(self._body),
+            self._parser.should_keep_alive(),
+        )
+        if self._job is None:
+            self._take(request)
+        else:
+            self._pipelined.append(request)
+
+    # What the service decides.
+
+    def _take(self, request: RawRequest) -> None:
+        now = time.monotonic()
+        job = self._job = self._service.arrive(request, self, now)
+        if job.due is not None and job.due <= now:
+            self.advance(job, now)
+        self._listener.arm()
+
+    def advance(self, job: Job, now: float) -> None:
+        """Send what is due for a job, and end the connection if that is its end."""
+        output = self._service.advance(job, now)
+        transport = self._transport
+        if transport is None:
+            return
+        if output.data:
+            transport.write(output.data)
+        if output.end is None or output.end is End.HANG:
+            return
+        if output.end is End.CLOSE:
+            transport.close()
+        elif output.end is End.RESET:
+            self._reset(transport)
+        self._job = None
+        self._trapped = job.trapped
+        if self._pipelined and not transport.is_closing() and not self._trapped:
+            self._take(self._pipelined.popleft())
+
+    def abort(self) -> None:
+        """End the connection without waiting for what is still to be written."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _reset(self, transport: asyncio.Transport) -> None:
+        """Close with a TCP RST: what a lingering time of zero means."""
+        sock = transport.get_extra_info("socket")
+        # A copy of the descriptor, because event loops hand out sockets that cannot be set.
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as copy:
+            copy.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()

@@ -1,0 +1,64 @@
+"""Everything that is no completion: models, health, the ledger."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from scaleinfer.testing._refusals import Refusal, wrong_key
+
+if TYPE_CHECKING:
+    from scaleinfer.testing._job import RawRequest
+    from scaleinfer.testing._ledger import Ledger
+    from scaleinfer.testing._settings import Settings
+
+__all__ = ["COMPLETIONS", "authorised", "page"]
+
+COMPLETIONS = frozenset({"/v1/chat/completions", "/v1/completions"})
+
+
+def authorised(request: RawRequest, settings: Settings) -> bool:
+    """Return whether the request may ask: it has the key, or none is wanted."""
+    key = settings.api_key
+    return key is None or request.authorization == b"Bearer " + key.encode()
+
+
+def page(request: RawRequest, settings: Settings, ledger: Ledger) -> bytes:
+    """Return a page as JSON.
+
+    Raises:
+        Refusal: There is no such page, or not by this method, or not without the key.
+    """
+    path = request.path
+    if path in COMPLETIONS or (path in _PAGES and request.method != "GET"):
+        raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{request.method} {path} is not allowed.")
+    if path == "/v1/models" and not authorised(request, settings):
+        raise wrong_key(request.authorization is not None)
+    match path:
+        case "/health":
+            return b"{}"
+        case "/v1/models":
+            cards = [_card(model, settings) for model in settings.models]
+            return orjson.dumps({"object": "list", "data": cards})
+        case "/ledger":
+            return orjson.dumps(ledger.to_dict())
+        case "/ledger/statistics":
+            return orjson.dumps(ledger.statistics(), option=orjson.OPT_NON_STR_KEYS)
+        case "/ledger/counts":
+            return orjson.dumps(ledger.counts())
+    raise Refusal(HTTPStatus.NOT_FOUND, f"{path} is not served here.")
+
+
+_PAGES = frozenset({"/health", "/v1/models", "/ledger", "/ledger/statistics", "/ledger/counts"})
+
+
+def _card(model: str, settings: Settings) -> dict[str, Any]:
+    return {
+        "id": model,
+        "object": "model",
+        "created": 0,
+        "owned_by": "scaleinfer",
+        "max_model_len": settings.max_prompt_tokens,
+    }

@@ -1,0 +1,172 @@
+"""Every example runs, on the embedded model where it asks one, and the data are as described."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+DEMO = ROOT / "src" / "scaleinfer" / "_demo.jsonl"
+ROOM_C = 25.0
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with a copy of the examples in it."""
+    ignored = shutil.ignore_patterns("*.db*", "__pycache__", ".ipynb_checkpoints")
+    shutil.copytree(EXAMPLES, tmp_path / "examples", ignore=ignored)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def embedded_model() -> None:
+    """Install the embedded model, unless it is there."""
+    from scaleinfer.backends._local_files import install_model
+
+    install_model()
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Let nothing in the environment change where the examples ask."""
+    for name in [n for n in os.environ if n.startswith("OPENAI_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SCALEINFER_BACKEND", "local")
+    monkeypatch.setenv("QUICKSTART_LIMIT", "4")
+    return dict(os.environ)
+
+
+def run(folder: Path, environment: dict[str, str], name: str, *arguments: str) -> str:
+    """Run an example as the documentation says and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, f"examples/{name}", *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=55, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a JSONL file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.usefixtures("embedded_model")
+def test_molecules(folder: Path, environment: dict[str, str]) -> None:
+    printed = run(folder, environment, "molecules.py", "--limit", "6")
+
+    # The schema leaves the model no other words, so every molecule has an answer.
+    rows = [line.split("|") for line in printed.splitlines() if "|" in line][1:]
+    assert [row[0].strip() for row in rows] == ["gas", "liquid", "solid"]
+    assert [sum(map(int, row[1].split())) for row in rows] == [2, 2, 2]
+    assert re.search(r"\d+% of 6 right \(standard error \d+%\); guessing: 33%", printed)
+
+
+@pytest.mark.usefixtures("embedded_model")
+def test_literature_and_its_journal(folder: Path, environment: dict[str, str]) -> None:
+    first = run(folder, environment, "literature.py", "--limit", "2")
+    second = run(folder, environment, "literature.py", "--limit", "2")
+
+    assert "of 2 years as in the record; 0 failed" in first
+    assert "0 papers came from literature.db" in first
+    assert "2 papers came from literature.db" in second
+    rows = records(folder / "literature.jsonl")
+    assert [row["ok"] for row in rows] == [True, True]
+    for row in rows:
+        assert set(row["value"]) == {"reference", "method", "field", "topic", "used_for"}
+        assert isinstance(row["value"]["reference"]["year"], int)
+        assert row["value"]["method"]["answer"] in {"yes", "no"}
+
+
+def test_resume_loses_nothing(folder: Path, environment: dict[str, str]) -> None:
+    printed = run(folder, environment, "resume.py", "--limit", "80")
+
+    killed_after, resumed, twice = (
+        int(re.search(pattern, printed)[1])  # type: ignore[index]  # a miss fails the test
+        for pattern in (r"after (\d+) of 80", r"found (\d+) answers", r"asked twice: (\d+)")
+    )
+    assert 40 <= killed_after < 80
+    assert "answers: 80 of 80, lost: 0" in printed
+    assert killed_after - 8 <= resumed <= killed_after
+    assert twice <= 8
+
+
+@pytest.mark.usefixtures("embedded_model", "environment")
+def test_quickstart_runs(folder: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    path = folder / "examples" / "quickstart.ipynb"
+    text = path.read_text(encoding="utf-8")
+    notebook = nbformat.from_dict(json.loads(text))  # type: ignore[no-untyped-call]  # has no types
+    nbformat.validate(notebook)
+    NotebookClient(
+        notebook, timeout=50, resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
+
+    cells = {cell.id: cell for cell in notebook.cells}
+    shown = [set(o["data"]) for o in cells["first"].outputs if o.output_type == "execute_result"]
+    assert shown == [{"text/plain", "text/html"}]
+    assert re.search(r"Reference\(author='.*', year=\d+\)", text_of(cells["typed"]))
+    assert "of 4 years as in the record" in text_of(cells["judged"])
+    assert "4 from the journal, 2 asked now" in text_of(cells["resume"])
+
+
+def text_of(cell: Any) -> str:
+    """Return the plain text of a cell's outputs."""
+    return "".join(o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
+
+
+def test_quickstart_is_what_its_script_writes() -> None:
+    script = EXAMPLES / "make_quickstart.py"
+    spec = importlib.util.spec_from_file_location("make_quickstart", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8") == module.notebook()
+
+
+@pytest.mark.parametrize(("name", "rows"), [("molecules.csv", 300), ("papers.jsonl", 200)])
+def test_data_are_those_the_readme_describes(name: str, rows: int) -> None:
+    data = (EXAMPLES / "data" / name).read_bytes()
+    readme = (EXAMPLES / "data" / "README.md").read_text(encoding="utf-8")
+    assert f"| `{name}` | {rows} | `{hashlib.sha256(data).hexdigest()}` |" in readme
+
+
+def test_molecules_have_the_state_their_temperatures_give() -> None:
+    with (EXAMPLES / "data" / "molecules.csv").open(encoding="utf-8", newline="") as file:
+        molecules = list(csv.DictReader(file))
+    assert len({molecule["cas"] for molecule in molecules}) == len(molecules)
+    for molecule in molecules:
+        solid = float(molecule["melting_point_c"]) > ROOM_C
+        gas = not solid and float(molecule["boiling_point_c"]) < ROOM_C
+        assert molecule["state_25c"] == ("solid" if solid else "gas" if gas else "liquid")
+
+
+def test_papers_agree_with_their_citations() -> None:
+    papers = records(EXAMPLES / "data" / "papers.jsonl")
+    assert len({paper["id"] for paper in papers}) == len(papers)
+    for paper in papers:
+        assert str(paper["year"]) in paper["citation"]
+        assert all(paper[name] for name in ("authors", "title", "journal", "context", "cited_by"))
+
+
+def test_demo_items_state_what_is_asked() -> None:
+    items = records(DEMO)
+    assert len(items) == 60
+    for item in items:
+        assert item["author"] in item["citation"]
+        assert str(item["year"]) in item["citation"]
