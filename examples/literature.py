@@ -1,4 +1,4 @@
-"""Ask five questions about every paper; two have typed answers.
+"""Ask five questions about every paper; three have typed answers.
 
 Run from the repository root, on the embedded model unless SCALEINFER_BACKEND names another:
 
@@ -13,7 +13,7 @@ import argparse
 import asyncio
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -29,6 +29,12 @@ class Reference(BaseModel):
     year: int
 
 
+class Keywords(BaseModel):
+    """What to find it by."""
+
+    keywords: list[Annotated[str, Field(max_length=30)]] = Field(min_length=1, max_length=3)
+
+
 class Verdict(BaseModel):
     """Yes or no."""
 
@@ -42,8 +48,8 @@ def questions(paper: dict[str, Any]) -> dict[str, str | Prompt]:
         "reference": Prompt(
             f"Extract the first author and the year.\n\n{paper['citation']}", schema=Reference
         ),
-        "method": Prompt(f"Does {title} present a new method?", schema=Verdict),
-        "field": f"To which field of science does the paper {title} belong? Two words at most.",
+        "keywords": Prompt(f"Give keywords for the paper {title}.", schema=Keywords),
+        "method": Prompt(f"Does the paper {title} present a new method?", schema=Verdict),
         "topic": f"What is the paper {title} about? One short sentence.",
         "used_for": f"{paper['context']}\n\nWhat is this function for? One short sentence.",
     }
@@ -61,7 +67,7 @@ async def main() -> None:
     results = await parallel_map(
         papers,
         questions,
-        sampling={"max_tokens": 40, "temperature": 0},
+        sampling={"max_tokens": 36, "temperature": 0},
         journal=options.journal,
         key=lambda paper: paper["id"],
         name="literature",

@@ -163,7 +163,7 @@ async def _until_valid(
         answer.take(completion)
         if schema is None or completion.tool_calls:
             answer.value = completion.text
-            return
+            break
         try:
             answer.value = schema.parse(completion.text)
         except SchemaError as error:
@@ -175,7 +175,8 @@ async def _until_valid(
             messages = schema.repair(question.request.messages or [], error, cut=cut)
             request = replace(question.request, messages=messages)
         else:
-            return
+            break
+    engine.authority.accepted()
 
 
 def single_result(index: int, key: str, item: Any, answer: Answer) -> Result:

@@ -56,10 +56,11 @@ def _show(results: list[Result], out: str) -> None:
 
     answered = [result for result in results if result.ok]
     right = [result for result in answered if _right(result)]
-    table = Table(title=f"{_ROWS} of {len(results)} answers" if len(results) > _ROWS else None)
-    for column in ("citation", "author", "year", "right"):
-        table.add_column(column, overflow="ellipsis", no_wrap=True)
-    table.columns[0].ratio = 1
+    title = f"{_ROWS} of {len(results)} answers" if len(results) > _ROWS else None
+    table = Table(title=title, expand=True)
+    table.add_column("citation", overflow="ellipsis", no_wrap=True, ratio=1)
+    for column, width in (("author", 20), ("year", 4), ("right", 5)):
+        table.add_column(column, overflow="ellipsis", no_wrap=True, width=width)
     for result in results[:_ROWS]:
         value, error = result.value, result.error
         cells = ("-", str(error)) if value is None else (value.author, str(value.year))

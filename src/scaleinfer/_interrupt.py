@@ -36,7 +36,8 @@ def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
     main = threading.current_thread() is threading.main_thread()
     if main:
         if not _installed:
-            _before = signal.signal(signal.SIGINT, _interrupted)
+            # None stands for a handler that was not set from Python.
+            _before = signal.signal(signal.SIGINT, _interrupted) or signal.SIG_DFL
         _installed += 1
     try:
         yield

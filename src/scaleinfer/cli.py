@@ -194,6 +194,9 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader of our output went away; Python would complain once more at exit.
         sys.stderr.close()
         sys.exit(STOPPED)
+    except OSError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(USAGE)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -129,13 +129,19 @@ class Renderer:
             returned = self._prompt_fn(item)
             if inspect.isawaitable(returned):
                 returned = await returned
+            return self._questions(returned)
         except PromptError:
             raise
+        except ConfigError as error:
+            # Prompt's own arguments: the other items may have better ones.
+            raise PromptError(error.message, hint=error.hint) from error
         except Exception as error:
             raise PromptError(
                 f"prompt_fn raised {type(error).__name__}: {error}",
                 hint="The other items go on; mend prompt_fn or the item and call again.",
             ) from error
+
+    def _questions(self, returned: Any) -> dict[str, Question]:
         if isinstance(returned, Mapping):
             return self._named(returned)
         return {"": self._question(returned)}
@@ -195,6 +201,10 @@ class Renderer:
             if not content.strip():
                 raise PromptError("prompt_fn returned an empty string: there is nothing to ask.")
             messages: list[Message] = [{"role": "user", "content": content}]
+        elif not isinstance(content, list | tuple):
+            raise PromptError(
+                f"prompt_fn returned a Prompt of {_shown(content)}, which is no prompt."
+            )
         else:
             messages = list(content)
             for message in messages:
@@ -260,14 +270,19 @@ class Template:
 class _ItemFormatter(string.Formatter):
     """`str.format` whose one argument is the item."""
 
-    def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        value = _field(args[0], str(key))
+    def get_field(
+        self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, Any]:
+        value, used = super().get_field(field_name, args, kwargs)
         if value is None:
             raise PromptError(
-                f"field {{{key}}} of the template is None in this item.",
+                f"field {{{field_name}}} of the template is None in this item.",
                 hint="Leave such items out, or pass a function that handles them.",
             )
-        return value
+        return value, used
+
+    def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return _field(args[0], str(key))
 
 
 _FORMATTER = _ItemFormatter()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from scaleinfer.errors import ConfigError
+from scaleinfer.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,6 +118,9 @@ class Request:
 
         BLAKE2b over the request as canonical JSON. Everything that may change the answer is
         in it: messages or prompt, sampling, schema, model.
+
+        Raises:
+            PromptError: The request cannot be written as JSON.
         """
         if self._digest is not None:
             return self._digest
@@ -128,8 +131,14 @@ class Request:
             "schema": self.schema,
             "model": self.model,
         }
-        text = orjson.dumps(
-            asked, default=str, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
-        )
+        try:
+            text = orjson.dumps(
+                asked, default=str, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+            )
+        except orjson.JSONEncodeError as error:
+            raise PromptError(
+                f"the prompt cannot be written as JSON: {error}.",
+                hint="Half a surrogate pair or an integer beyond 64 bits does that.",
+            ) from error
         self._digest = hashlib.blake2b(text, digest_size=16).digest()
         return self._digest

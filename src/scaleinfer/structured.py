@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from scaleinfer.errors import ConfigError, SchemaError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pydantic import BaseModel
 
     from scaleinfer.requests import Message
@@ -55,15 +57,28 @@ class AnswerSchema:
         from pydantic import ValidationError
 
         try:
-            return self.model.model_validate_json(text)
-        except ValidationError as first:
-            inner = _embedded_object(text)
-            if inner is None:
-                raise SchemaError(_explain(first, text), text=text) from None
+            return self._validated(text, text)
+        except ValidationError as error:
+            complaint = error
+        for inner in _embedded_objects(text):
+            try:
+                return self._validated(json.dumps(inner), text)
+            except ValidationError as error:
+                complaint = error
+        raise SchemaError(_explain(complaint, text), text=text) from None
+
+    def _validated(self, data: str, text: str) -> BaseModel:
+        from pydantic import ValidationError
+
         try:
-            return self.model.model_validate_json(json.dumps(inner))
-        except ValidationError as second:
-            raise SchemaError(_explain(second, text), text=text) from None
+            return self.model.model_validate_json(data)
+        except ValidationError:
+            raise
+        except Exception as error:
+            # pydantic lets through what a validator raises that is no ValueError.
+            raise SchemaError(
+                f"a validator of {self.name} raised {type(error).__name__}: {error}", text=text
+            ) from error
 
     def repair(self, messages: list[Message], error: SchemaError, *, cut: bool) -> list[Message]:
         """Return the conversation that shows the model its bad answer and what is wrong.
@@ -144,15 +159,23 @@ def _instruction(schema: dict[str, Any]) -> str:
     )
 
 
-def _embedded_object(text: str) -> Any | None:
-    decoder = json.JSONDecoder()
+def _embedded_objects(text: str) -> Iterator[Any]:
+    """Yield the JSON objects that stand in prose, none from within another."""
+    decoder = json.JSONDecoder(strict=False)
     start = text.find("{")
     while start >= 0:
         try:
-            return decoder.raw_decode(text, start)[0]
-        except ValueError:
-            start = text.find("{", start + 1)
-    return None
+            found, end = decoder.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            if text[start + 1 : error.pos].strip():
+                # JSON that is cut or broken: an object inside it is not the answer.
+                return
+            end = start + 1
+        except RecursionError:
+            return
+        else:
+            yield found
+        start = text.find("{", end)
 
 
 def _explain(error: Any, text: str) -> str:

@@ -1,4 +1,4 @@
-"""A real process writes a journal and is killed: nothing lost, nothing twice, little asked again."""
+"""A real process writes a journal and is killed: nothing lost, nothing twice."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from scaleinfer.errors import JournalError
 from scaleinfer.journal import list_runs, read_results, verify
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ITEMS = 1500
 IN_FLIGHT = 50
@@ -56,10 +59,10 @@ asyncio.run(main())
 """
 
 
-def start(path: Path, nonce: str, output: Path) -> subprocess.Popen[bytes]:
+def start(path: Path, nonce: str, output: Path, items: int = ITEMS) -> subprocess.Popen[bytes]:
     with output.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path), str(ITEMS), str(IN_FLIGHT), nonce],
+            [sys.executable, "-c", WRITER, str(path), str(items), str(IN_FLIGHT), nonce],
             stdout=file,
         )
 
@@ -100,11 +103,10 @@ def test_kill_nine_at_random_moments(tmp_path: Path) -> None:
         kills += 1
         check_killed(path, reported)
     assert kills == 10
-    stored = {result.index: json.dumps(result.payload) for result in read_results(path)}
-    assert len(stored) == ITEMS
-    assert {i: json.loads(p) for i, p in stored.items()} == {
-        **{i: json.loads(p) for i, p in stored.items()},
-        **{i: json.loads(p) for i, p in reported.items()},
+    stored = {result.index: result.payload for result in read_results(path)}
+    assert stored.keys() == set(range(ITEMS))
+    assert {index: stored[index] for index in reported} == {
+        index: json.loads(payload) for index, payload in reported.items()
     }
     assert len(list(read_results(path, everything=True))) == ITEMS
     assert sum(asked.values()) - ITEMS <= kills * IN_FLIGHT
@@ -118,17 +120,14 @@ def check_killed(path: Path, reported: dict[int, str]) -> None:
     before = path.read_bytes()
     kept = {result.index: result.payload for result in read_results(path)}
     for index, payload in reported.items():
-        # A duplicate's rows may have gone to its twin: the answers are those of one prompt.
-        if index % 10 not in {8, 9}:
-            assert kept[index] == json.loads(payload)
-    assert len(kept) >= len(reported)
+        assert kept[index] == json.loads(payload)
     assert list_runs(path)[-1].counts["ok"] <= ITEMS
     assert path.read_bytes() == before
 
 
 def test_readers_and_writers_are_refused_while_one_writes(tmp_path: Path) -> None:
     path, output = tmp_path / "run.db", tmp_path / "out"
-    process = start(path, "n", output)
+    process = start(path, "n", output, items=1_000_000)
     try:
         while b"done" not in output.read_bytes():
             time.sleep(0.005)

@@ -19,8 +19,16 @@ from typing import Any
 import pytest
 
 from scaleinfer.errors import JournalError
-from scaleinfer.journal import Journal, Manifest, list_runs, read_results, recover, verify
-from scaleinfer.journal import _lock, _writer
+from scaleinfer.journal import (
+    Journal,
+    Manifest,
+    _lock,
+    _writer,
+    list_runs,
+    read_results,
+    recover,
+    verify,
+)
 from scaleinfer.journal._database import create
 from scaleinfer.journal._lock import STALE_S, Holder
 
@@ -31,6 +39,14 @@ MANIFEST = Manifest("test", "f", {"n": 1})
 
 def identity(number: int) -> bytes:
     return number.to_bytes(16, "big")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def beside(path: Path, suffix: str) -> bool:
+    return Path(f"{path}{suffix}").exists()
 
 
 async def put(journal: Journal, *numbers: int, size: int = 10) -> None:
@@ -65,11 +81,10 @@ async def test_one_file_after_close_and_no_shared_memory_file_before(tmp_path: P
     path = tmp_path / "run.db"
     journal = Journal.open(path, MANIFEST)
     await put(journal, *range(50))
-    names = {p.name for p in tmp_path.iterdir()}
-    assert names == {"run.db", "run.db-wal", "run.db-lock"}
+    assert names(tmp_path) == ["run.db", "run.db-lock", "run.db-wal"]
     await close(journal)
     await close(journal)
-    assert [p.name for p in tmp_path.iterdir()] == ["run.db"]
+    assert names(tmp_path) == ["run.db"]
     with closing(sqlite3.connect(path)) as connection:  # a plain file for any other tool
         assert connection.execute("SELECT count(*) FROM results").fetchone() == (50,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
@@ -190,11 +205,15 @@ async def test_a_lock_of_another_host_holds_until_its_heart_stops(tmp_path: Path
     await close(journal)
 
 
+def ended_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait(timeout=30)
+    return process.pid
+
+
 async def test_a_dead_process_of_this_host_is_replaced_at_once(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait(timeout=30)
-    write_lock(path, replace(Holder.here(), pid=ended.pid), 0.0)
+    write_lock(path, replace(Holder.here(), pid=ended_process()), 0.0)
     journal = Journal.open(path, MANIFEST)
     await close(journal)
     # The number lives on as another process.
@@ -210,14 +229,12 @@ async def test_the_heart_beats_and_says_how_far_the_run_is(
     path = tmp_path / "run.db"
     journal = Journal.open(path, MANIFEST)
     await put(journal, 1, 2, 3)
-    lock = Path(f"{path}-lock")
-    before = lock.stat().st_mtime_ns
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         seen = _lock.look(str(path))
         assert seen is not None
         assert seen[0] is not None
-        if lock.stat().st_mtime_ns > before and seen[0].progress.get("ok") == 3:
+        if seen[0].progress.get("ok") == 3:
             break
         await asyncio.sleep(0.01)
     else:
@@ -232,7 +249,7 @@ async def test_a_writer_that_was_taken_for_dead_stops(
     path = tmp_path / "run.db"
     journal = Journal.open(path, MANIFEST)
     await put(journal, 1)
-    Path(f"{path}-lock").unlink()
+    os.unlink(f"{path}-lock")
     write_lock(path, replace(Holder.here(), host="thief"), 0.0)
     await asyncio.sleep(0.1)
     with pytest.raises(JournalError) as caught:
@@ -240,8 +257,8 @@ async def test_a_writer_that_was_taken_for_dead_stops(
     assert caught.value.reason == "locked"
     assert "thief" in caught.value.message
     await close(journal)
-    assert Path(f"{path}-lock").exists()  # it is not ours to remove
-    assert Path(f"{path}-wal").exists()  # nor is the file ours to change
+    assert beside(path, "-lock")  # it is not ours to remove
+    assert beside(path, "-wal")  # nor is the file ours to change
 
 
 async def test_without_file_locks_the_lock_file_guards_alone(
@@ -289,8 +306,34 @@ async def test_a_cancelled_close_still_closes(tmp_path: Path) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert [p.name for p in tmp_path.iterdir()] == ["run.db"]
+    assert names(tmp_path) == ["run.db"]
     assert list_runs(path)[0].state == "complete"
+
+
+async def test_when_every_task_is_cancelled_it_still_closes(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    ready = asyncio.Event()
+
+    async def forever() -> None:
+        journal = Journal.open(path, MANIFEST)
+        try:
+            await put(journal, 1)
+            ready.set()
+            await asyncio.Event().wait()
+        finally:
+            await journal.aclose(state="stopped", counts={})
+
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(forever())
+    await ready.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    for other in asyncio.all_tasks() - before:
+        other.cancel()  # as `asyncio.run` does on its way out, in the middle of the close
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert names(tmp_path) == ["run.db"]
+    assert list_runs(path)[0].state == "stopped"
 
 
 async def test_a_cancelled_claim_is_given_back(tmp_path: Path) -> None:
@@ -303,6 +346,22 @@ async def test_a_cancelled_claim_is_given_back(tmp_path: Path) -> None:
         await task
     await asyncio.sleep(0.05)
     assert (await journal.claim(identity(1), key="k", index=0)).occurrence == 1
+    await close(journal)
+
+
+async def test_one_callers_mistake_keeps_nobody_waiting(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    complaints = list[dict[str, Any]]()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    journal = Journal.open(tmp_path / "run.db", MANIFEST)
+    gone: asyncio.Future[JournalError | None] = loop.create_future()
+    gone.cancel()
+    landed: asyncio.Future[JournalError | None] = loop.create_future()
+    for number, future in enumerate((gone, landed)):
+        claim = await journal.claim(identity(number), key="k", index=number)
+        journal.record(claim, b"{}", ok=True, done=future.set_result)
+    assert await asyncio.wait_for(landed, 5) is None
+    assert [type(c["exception"]) for c in complaints] == [asyncio.InvalidStateError]
     await close(journal)
 
 
@@ -326,9 +385,55 @@ def test_a_forgotten_journal_is_closed_at_exit(tmp_path: Path) -> None:
         "asyncio.run(main())\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
-    assert [p.name for p in tmp_path.iterdir()] == ["run.db"]
+    assert names(tmp_path) == ["run.db"]
     assert list_runs(tmp_path / "run.db")[0].state == "stopped"
     assert len(list(read_results(tmp_path / "run.db"))) == 1
+
+
+FORKS = """
+import asyncio, os, sys
+from scaleinfer.errors import JournalError
+from scaleinfer.journal import Journal, Manifest
+
+async def item(journal, number):
+    claim = await journal.claim(number.to_bytes(16, "big"), key=str(number), index=number)
+    landed = asyncio.get_running_loop().create_future()
+    journal.record(claim, b"{}", ok=True, done=landed.set_result)
+    assert await landed is None
+
+async def items(journal, start, end):
+    for number in range(start, end):
+        await item(journal, number)
+
+async def rest(journal):
+    await items(journal, 10, 20)
+    assert os.path.exists(sys.argv[1] + "-wal")
+    await journal.aclose(state="complete", counts={})
+
+journal = Journal.open(sys.argv[1], Manifest(None, "f", {}))
+asyncio.run(items(journal, 0, 10))
+# Between two loops: a child that ends a copied loop breaks its parent's, journal or not.
+child = os.fork()
+if child == 0:
+    try:
+        journal.attempt(None, None)
+    except JournalError as error:
+        sys.exit(0 if error.reason == "locked" else 3)
+    sys.exit(4)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+asyncio.run(rest(journal))
+"""
+
+
+def test_a_forked_child_leaves_the_journal_to_its_parent(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, str(path)], capture_output=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert verify(path).ok
+    assert len(list(read_results(path))) == 20
+    assert names(tmp_path) == ["run.db"]
 
 
 FULL = """
@@ -344,7 +449,12 @@ async def main(path, limit):
     while True:
         futures = []
         for _ in range(20):
-            claim = await journal.claim(number.to_bytes(16, "big"), key=str(number), index=number)
+            try:
+                claim = await journal.claim(
+                    number.to_bytes(16, "big"), key=str(number), index=number)
+            except JournalError as error:
+                assert error.reason == "full"
+                break
             futures.append((number, loop.create_future()))
             journal.record(claim, b'{"text":"%s"}' % (b"x" * 1000), ok=True,
                            done=futures[-1][1].set_result)
@@ -452,15 +562,19 @@ asyncio.run(main())
 """
 
 
-async def test_a_read_only_folder_can_be_read_and_not_written(tmp_path: Path) -> None:
+async def write_twenty(path: Path) -> None:
+    journal = Journal.open(path, MANIFEST)
+    await put(journal, *range(20))
+    await close(journal)
+
+
+def test_a_read_only_folder_can_be_read_and_not_written(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     subprocess.run(
         [sys.executable, "-c", KILLED, str(folder / "killed.db")], check=False, timeout=30
     )
-    journal = Journal.open(folder / "closed.db", MANIFEST)
-    await put(journal, *range(20))
-    await close(journal)
+    asyncio.run(write_twenty(folder / "closed.db"))
     assert (folder / "killed.db-wal").exists()
     for file in folder.iterdir():
         file.chmod(0o444)

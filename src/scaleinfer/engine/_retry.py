@@ -61,6 +61,11 @@ class Retry:
             raise ConfigError(f"Retry.attempts must be at least 1, not {self.attempts}.")
         if self.repairs < 0:
             raise ConfigError(f"Retry.repairs must not be negative, not {self.repairs}.")
+        for name in ("initial", "maximum", "patience"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"Retry.{name} must not be negative, not {getattr(self, name)}.")
+        if self.stop_after is not None and self.stop_after < 1:
+            raise ConfigError(f"Retry.stop_after must be at least 1, not {self.stop_after}.")
         if self.timeout is not None and self.timeout <= 0:
             raise ConfigError(f"Retry.timeout must be positive, not {self.timeout}.")
 
@@ -85,7 +90,7 @@ class RetryStatistics:
         successes: Calls that were answered well.
         failures: Calls that were not.
         retries: Failures that were tried again.
-        given_up_in_a_row: Requests given up since the last success.
+        given_up_in_a_row: Requests given up since the last usable answer.
     """
 
     successes: int
@@ -121,8 +126,11 @@ class RetryAuthority:
     def succeeded(self) -> None:
         """A call was answered well."""
         self._successes += 1
-        self._in_a_row = 0
         self._reached = True
+
+    def accepted(self) -> None:
+        """A request has its answer, and the answer is one that can be used."""
+        self._in_a_row = 0
 
     def failed(
         self, error: EndpointError, *, attempt: int, later: int, first_failure: float, now: float
@@ -147,10 +155,11 @@ class RetryAuthority:
             return self._give_up(error)
         if isinstance(error, COME_BACK_LATER):
             return self._come_back(error, later, now - first_failure)
-        if attempt >= self._retry.attempts:
+        asked_for = error.retry_after or 0.0
+        if attempt >= self._retry.attempts or asked_for > self._retry.patience:
             return self._give_up(error)
         self._retries += 1
-        return WaitFor(max(self._wait(attempt), error.retry_after or 0.0))
+        return WaitFor(max(self._wait(attempt), asked_for))
 
     def rejected(self, error: ScaleInferError) -> None:
         """A request was given up for another reason: its answers never fit the schema."""

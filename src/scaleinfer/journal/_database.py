@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import stat
 import tempfile
 from pathlib import Path
 from urllib.parse import quote
@@ -55,18 +56,7 @@ def inspect(path: str) -> Header | None:
     Raises:
         JournalError: `foreign`, `damaged`, `newer`, `older`, or `io` if it cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(HEADER_BYTES)
-    except FileNotFoundError:
-        size, head = 0, b""
-    except IsADirectoryError:
-        raise _foreign(path, "is a folder, not a journal") from None
-    except OSError as error:
-        raise JournalError(f"Cannot read {path}: {error.strerror}.", path=path) from error
-    if not Path(path).is_file() and Path(path).exists():
-        raise _foreign(path, "is not a regular file")
+    size, head = _beginning(path)
     if size == 0:
         if _size(path + "-wal") > 0:
             raise damaged(path, f"the file is gone or empty but its log {path}-wal is there")
@@ -79,6 +69,26 @@ def inspect(path: str) -> Header | None:
     _check_origin(path, header)
     _check_length(path, header, size)
     return header
+
+
+def _beginning(path: str) -> tuple[int, bytes]:
+    """Return a file's length and its header; 0 and nothing if there is none."""
+    try:
+        kind = os.stat(path).st_mode
+        if stat.S_ISDIR(kind):
+            raise _foreign(path, "is a folder, not a journal")
+        if not stat.S_ISREG(kind):  # opening a pipe would wait for its other end
+            raise _foreign(path, "is not a regular file")
+        with open(path, "rb") as file:
+            return os.fstat(file.fileno()).st_size, file.read(HEADER_BYTES)
+    except FileNotFoundError:
+        return 0, b""
+    except OSError as error:
+        raise JournalError(
+            f"Cannot read {path}: {error.strerror}.",
+            path=path,
+            hint="Check the path and its permissions.",
+        ) from error
 
 
 def _check_origin(path: str, header: Header) -> None:
@@ -133,7 +143,8 @@ def _size(path: str) -> int:
 def create(path: str) -> None:
     """Make an empty journal: complete under another name first, then renamed."""
     made = path + "-new"
-    for leftover in (made, made + "-journal"):
+    # A rollback journal of a file that is gone would be played into the new one.
+    for leftover in (made, made + "-journal", path + "-journal"):
         Path(leftover).unlink(missing_ok=True)
     try:
         connection = _connect(made, "mode=rwc&vfs=unix-none", isolation_level=None)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import copy
 import os
 import time
-import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ class Journal:
         self._writer = writer
         self._seen = seen
         self._closed = False
-        self._at_exit = _exit_hook(weakref.ref(self))
+        self._at_exit = _exit_hook(writer)
         atexit.register(self._at_exit)
 
     @classmethod
@@ -190,7 +190,8 @@ class Journal:
         """
         self._end(state, counts)
         cancelled: asyncio.CancelledError | None = None
-        waiter = asyncio.ensure_future(asyncio.to_thread(self._writer.join))
+        # A future, not a task: whoever cancels all tasks does not cancel this.
+        waiter = asyncio.get_running_loop().run_in_executor(None, self._writer.join)
         while not waiter.done():
             try:
                 await asyncio.shield(waiter)
@@ -203,7 +204,7 @@ class Journal:
         writer = self._writer
         if writer.failure is not None and not writer.reported:
             writer.reported = True
-            raise writer.failure
+            raise copy.copy(writer.failure)
 
     def statistics(self) -> JournalStatistics:
         """Return what the journal did and cost so far."""
@@ -221,20 +222,19 @@ class Journal:
         failure = self._writer.failure
         if failure is not None:
             self._writer.reported = True
-            raise failure
+            raise copy.copy(failure)
         if self._closed:
             raise JournalError(f"The journal {self.path} is closed.", path=self.path)
 
 
-def _exit_hook(journal: weakref.ref[Journal]) -> Callable[[], None]:
+def _exit_hook(writer: Writer) -> Callable[[], None]:
     """Return what ends a journal that the program forgot, when the interpreter ends."""
 
     def close() -> None:
-        left = journal()
-        if left is not None:
-            left._writer.loop = None
-            left._end("stopped", {})
-            left._writer.ended.wait(_EXIT_S)
+        if writer.is_alive():  # it is not in a forked child
+            writer.loop = None
+            writer.queue.put(Close("stopped", {}))
+            writer.ended.wait(_EXIT_S)
 
     return close
 

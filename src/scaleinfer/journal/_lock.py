@@ -169,22 +169,18 @@ class Lock:
         """
         here = Holder.here()
         displaced: Holder | None = None
-        while True:
-            try:
-                fd = os.open(path + "-lock", _OPEN, 0o644)
-            except FileExistsError:
+        try:
+            while (fd := _make(path + "-lock")) is None:
                 seen = look(path)
                 if seen is None:
                     continue
                 holder, age, inode = seen
                 if is_held(holder, here, age, _birth(holder.pid) if holder else None):
-                    raise locked_error(path, holder, age) from None
+                    raise locked_error(path, holder, age)
                 _displace(path + "-lock", inode, here.token)
                 displaced = holder
-            except OSError as error:
-                raise _translated(error, path) from error
-            else:
-                break
+        except OSError as error:
+            raise _translated(error, path) from error
         lock = cls(path, fd, here, displaced)
         try:
             lock.beat(0, {})
@@ -220,6 +216,14 @@ class Lock:
                     os.unlink(self._file)
             os.close(self._fd)
             self._fd = -1
+
+
+def _make(file: str) -> int | None:
+    """Create a file that must not exist; `None` if it does."""
+    try:
+        return os.open(file, _OPEN, 0o644)
+    except FileExistsError:
+        return None
 
 
 def _displace(file: str, inode: int, token: str) -> None:

@@ -146,6 +146,8 @@ def _salvage(source: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
         wal = None
         if _anything(source + "-wal"):
             wal = Wal(stack.enter_context(open(source + "-wal", "rb")))
+            if wal.damaged:
+                wal.trust_all()
         main = stack.enter_context(open(source if _anything(source) else os.devnull, "rb"))
         for number, values in table_rows(Pages(main, wal, PAGE_SIZE)):
             row = (number, *values[1:])

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import ctypes
 import math
+import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -18,7 +23,6 @@ from scaleinfer.journal._lock import BEAT_S, STALE_S, Lock, locked_error, look
 from scaleinfer.journal._pacing import Pacing
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from scaleinfer.journal._store import Claim, Store
@@ -132,6 +136,7 @@ class Writer(threading.Thread):
         self._flushes: list[Flush] = []
         self._beaten = time.monotonic()
         self._beaten_wall = time.time()
+        _LIVE.add(self)
 
     def run(self) -> None:
         """Serve the queue until a `Close` comes."""
@@ -141,10 +146,14 @@ class Writer(threading.Thread):
             close = turn.close
             self._awaiting += turn.records
             self._flushes += turn.flushes
+            if self.failure is not None:
+                self._refuse(turn.asks)
+                continue
             try:
                 self._serve(turn)
             except (sqlite3.Error, OSError, JournalError, MemoryError) as error:
-                self._fail(error, turn)
+                self._fail(error)
+                self._refuse(turn.asks)
         try:
             self._finish(close)
         finally:
@@ -153,9 +162,11 @@ class Writer(threading.Thread):
     def _next_turn(self) -> _Turn:
         """Wait for work or for the next commit or sign of life, then take all there is."""
         turn = _Turn()
-        wait: float | None = max(min(self._due(), self._beaten + BEAT_S) - time.monotonic(), 0.0)
+        wait = None
+        if self.failure is None:
+            wait = max(min(self._due(), self._beaten + BEAT_S) - time.monotonic(), 0.0)
         try:
-            item = self.queue.get(timeout=wait) if wait else self.queue.get_nowait()
+            item = self.queue.get(block=wait != 0, timeout=wait)
             while True:
                 match item:
                     case Ask():
@@ -182,8 +193,6 @@ class Writer(threading.Thread):
         )
 
     def _serve(self, turn: _Turn) -> None:
-        if self.failure is not None:
-            raise self.failure
         now = time.monotonic()
         self._take_aside(now)
         if turn.asks:
@@ -263,23 +272,22 @@ class Writer(threading.Thread):
             )
         return locked_error(self.path, seen[0], seen[1])
 
-    def _fail(self, error: Exception, turn: _Turn) -> None:
-        """Tell everyone who waits, and remember it for those who come."""
-        if self.failure is None:
-            self.failure = translate(error, self.path)
-            try:
-                if self._store.connection.in_transaction:
-                    self._store.connection.execute("ROLLBACK")
-            except sqlite3.Error:
-                pass  # the file is left as the last commit left it either way
-        waiting, self._awaiting = self._awaiting, []
+    def _fail(self, error: Exception) -> None:
+        """Remember what went wrong; the file is left as the last commit left it."""
+        self.failure = translate(error, self.path)
+        with suppress(sqlite3.Error):
+            if self._store.connection.in_transaction:
+                self._store.connection.execute("ROLLBACK")
+
+    def _refuse(self, asks: list[Ask]) -> None:
+        """Tell everyone who waits what went wrong."""
+        records, self._awaiting = self._awaiting, []
         flushes, self._flushes = self._flushes, []
         self.aside.clear()
-        if turn.asks or waiting or flushes:
+        if asks or records or flushes:
             self.reported = True
-            self._post(self._settle_claims, turn.asks, self.failure)
-            self._post(self._settle_records, waiting, flushes, self.failure)
-        self._beaten = time.monotonic()
+            self._post(self._settle_claims, asks, self.failure)
+            self._post(self._settle_records, records, flushes, self.failure)
 
     def _finish(self, close: Close) -> None:
         """Commit the run's end, leave one file, remove the lock."""
@@ -290,17 +298,23 @@ class Writer(threading.Thread):
                 # Back to a plain file: anything can read it, in a read-only folder too.
                 connection.execute("PRAGMA journal_mode=DELETE").fetchall()
             except (sqlite3.Error, OSError, JournalError, MemoryError) as error:
-                self._fail(error, _Turn())
+                self._fail(error)
         if self._lock.owned():
             try:
                 connection.close()
             except sqlite3.Error as error:
-                self._fail(error, _Turn())
+                self._fail(error)
         else:
-            # Closing would move our log over somebody else's file. Keeping a reference for
-            # ever is the one way to make sure that it never happens.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+            self.never_close()
         self._lock.release()
+        self._refuse([])
+
+    def never_close(self) -> None:
+        """Keep the connection open for ever: closing would move our log over another's file.
+
+        A reference that nobody gives back is the one way that holds while Python shuts down.
+        """
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._store.connection))
 
     def _post(self, function: Callable[..., None], *arguments: Any) -> None:
         """Run something in the event loop; nobody is there any more if the loop is closed."""
@@ -320,7 +334,7 @@ class Writer(threading.Thread):
                 if error is None:
                     self.aside.append(("release", (ask.claim,)))
             elif error is not None:
-                ask.future.set_exception(error)
+                ask.future.set_exception(copy.copy(error))
             else:
                 ask.future.set_result(ask.claim)
 
@@ -331,11 +345,34 @@ class Writer(threading.Thread):
         for record in records:
             self.statistics.records += 1
             self.statistics.record_wait_s += now - record.at
-            record.done(error)
+            try:
+                record.done(error)
+            except Exception as problem:  # one caller's mistake must not keep others waiting
+                context = {"message": "The journal's done callback raised.", "exception": problem}
+                asyncio.get_running_loop().call_exception_handler(context)
         for flush in flushes:
             if flush.future.cancelled():
                 continue
             if error is not None:
-                flush.future.set_exception(error)
+                flush.future.set_exception(copy.copy(error))
             else:
                 flush.future.set_result(None)
+
+
+_LIVE: weakref.WeakSet[Writer] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """In a forked child, make sure that it neither writes nor closes its parent's journals."""
+    for writer in list(_LIVE):
+        writer.never_close()
+        writer.failure = JournalError(
+            f"The journal {writer.path} belongs to the process that opened it, not to its child.",
+            path=writer.path,
+            reason="locked",
+            hint="Run the map in the parent, or give the child a journal of its own.",
+        )
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from scaleinfer.testing._settings import Settings
     from scaleinfer.testing._view import RequestView
 
-__all__ = ["Answered", "Choice", "answer", "body_of", "events_of"]
+__all__ = ["Choice", "Envelope", "answer", "body_of", "events_of", "usage_of"]
 
 _OFF = (False, "refuse")
+_SCHEMA_FIELDS = frozenset({"response_format", "structured_outputs", "guided_json"})
 
 
 class Choice(NamedTuple):
@@ -39,33 +40,20 @@ class Choice(NamedTuple):
     message: dict[str, Any]
 
 
-class Answered(NamedTuple):
-    """An answer, before it has a form.
+class Envelope(NamedTuple):
+    """What an answer says about itself.
 
     Attributes:
         number: Position in the ledger, for the answer's id.
         created: Unix time.
         model: The model that answers.
-        choices: The choices: `n` for each prompt.
-        prompt_tokens: Tokens of the prompt.
-        completion_tokens: Tokens of all choices.
+        usage: Usage as the body states it.
     """
 
     number: int
     created: int
     model: str
-    choices: list[Choice]
-    prompt_tokens: int
-    completion_tokens: int
-
-    @property
-    def usage(self) -> dict[str, int]:
-        """Usage as the body states it."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        }
+    usage: dict[str, int]
 
 
 def answer(view: RequestView, settings: Settings) -> list[Choice]:
@@ -74,13 +62,14 @@ def answer(view: RequestView, settings: Settings) -> list[Choice]:
     Raises:
         Refusal: The request asks for what this server does not do.
     """
-    schema = _schema_of(view.body)
+    body = view.body
+    schema = None if body.keys().isdisjoint(_SCHEMA_FIELDS) else _schema_of(body)
     if schema is not None and settings.json_schema in _OFF:
         raise _refusals.no_response_format()
     if settings.json_schema == "ignore":
         schema = None
     choices: list[Choice] = []
-    several = view.body.get("n")
+    several = body.get("n")
     each = several if isinstance(several, int) and several > 0 else 1
     for prompt in view.prompts:
         view.text = prompt
@@ -146,17 +135,30 @@ def _json_text(view: RequestView, seed: int, schema: dict[str, Any]) -> str:
         ) from error
 
 
-def body_of(answered: Answered, view: RequestView) -> dict[str, Any]:
+def usage_of(view: RequestView, choices: list[Choice]) -> dict[str, int]:
+    """Return the usage of an answer, as its body states it."""
+    completion = 0
+    for choice in choices:
+        completion += count_tokens(choice.text)
+    prompt = view.prompt_tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+def body_of(envelope: Envelope, choices: list[Choice], view: RequestView) -> dict[str, Any]:
     """Return the body of an answer that is not streamed."""
     chat = view.chat
     make = _chat_choice if chat else _plain_choice
     return {
-        "id": f"{'chatcmpl' if chat else 'cmpl'}-sim{answered.number}",
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-sim{envelope.number}",
         "object": "chat.completion" if chat else "text_completion",
-        "created": answered.created,
-        "model": answered.model,
-        "choices": [make(i, choice, view) for i, choice in enumerate(answered.choices)],
-        "usage": answered.usage,
+        "created": envelope.created,
+        "model": envelope.model,
+        "choices": [make(i, choice, view) for i, choice in enumerate(choices)],
+        "usage": envelope.usage,
     }
 
 
@@ -217,25 +219,27 @@ def _tokens(text: str) -> Iterator[str]:
         yield text[start : start + CHARACTERS_PER_TOKEN]
 
 
-def events_of(answered: Answered, view: RequestView) -> Iterator[dict[str, Any]]:
+def events_of(
+    envelope: Envelope, choices: list[Choice], view: RequestView
+) -> Iterator[dict[str, Any]]:
     """Return the chunks of a streamed answer: one a token, one choice after the other.
 
     The first chunk of a chat's choice has its role, the last its finish reason; usage comes
     at the very end if `stream_options.include_usage` asks for it.
     """
     chat = view.chat
-    envelope = {
-        "id": f"{'chatcmpl' if chat else 'cmpl'}-sim{answered.number}",
+    frame = {
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-sim{envelope.number}",
         "object": "chat.completion.chunk" if chat else "text_completion",
-        "created": answered.created,
-        "model": answered.model,
+        "created": envelope.created,
+        "model": envelope.model,
     }
-    for index, choice in enumerate(answered.choices):
+    for index, choice in enumerate(choices):
         for part in _deltas(choice) if chat else _pieces(choice):
-            yield {**envelope, "choices": [{"index": index, "logprobs": None, **part}]}
+            yield {**frame, "choices": [{"index": index, "logprobs": None, **part}]}
     options = view.body.get("stream_options")
     if isinstance(options, dict) and options.get("include_usage"):
-        yield {**envelope, "choices": [], "usage": answered.usage}
+        yield {**frame, "choices": [], "usage": envelope.usage}
 
 
 def _deltas(choice: Choice) -> Iterator[dict[str, Any]]:

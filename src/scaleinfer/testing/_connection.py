@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from scaleinfer.errors import ConfigError
 from scaleinfer.testing._delivery import End
-from scaleinfer.testing._job import RawRequest
-from scaleinfer.testing._view import SECRET_HEADERS
+from scaleinfer.testing._job import Head
 
 if TYPE_CHECKING:
     from scaleinfer.testing._job import Job
@@ -24,7 +23,8 @@ __all__ = ["Listener"]
 
 _BACKLOG = 4096
 _BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-_SECRETS = frozenset(name.encode() for name in SECRET_HEADERS)
+_HEADS = 4096
+"""How many heads to remember; they differ little more than by Content-Length."""
 
 
 class Listener:
@@ -45,10 +45,12 @@ class Listener:
         self.service = service
         self.parser = httptools.HttpRequestParser
         self.callback_error = httptools.HttpParserCallbackError
-        self.protocol_errors = (httptools.HttpParserError, httptools.HttpParserUpgrade)
+        self.upgrade = httptools.HttpParserUpgrade
+        self.protocol_error = httptools.HttpParserError
         self.connections: set[Connection] = set()
         self.closing = False
         self.port = 0
+        self.heads: dict[bytes, tuple[Head, int]] = {}
         self._loop = asyncio.get_running_loop()
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -116,7 +118,11 @@ class Listener:
 
 
 class Connection(asyncio.Protocol):
-    """One client connection: feeds the parser, writes what the service says."""
+    """One client connection: parses requests, writes what the service says.
+
+    A head that came before is looked up instead of parsed, which saves a fifth of the time of
+    a request. Bytes that are no whole request with such a head go to the parser.
+    """
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -124,11 +130,12 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = listener.parser(self)
         self._job: Job | None = None
-        self._pipelined: deque[RawRequest] = deque()
+        self._pipelined: deque[tuple[Head, bytes]] = deque()
         self._trapped = False
+        self._parsing = False
+        self._whole_head = b""
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._authorization: bytes | None = None
         self._body: list[bytes] = []
 
     # What asyncio calls.
@@ -148,85 +155,98 @@ class Connection(asyncio.Protocol):
         self._listener.gone(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._transport is None or self._transport.is_closing():
+        transport = self._transport
+        if transport is None or transport.is_closing():
             return
         if self._trapped:
-            self._transport.close()
+            transport.close()
             return
+        if not self._parsing and self._job is None:
+            end = data.find(b"\r\n\r\n") + 4
+            known = self._listener.heads.get(data[:end])
+            if known is not None and len(data) == end + known[1]:
+                self._take(known[0], data[end:])
+                return
+            self._whole_head = data[:end]
         try:
             self._parser.feed_data(data)
         except self._listener.callback_error:
             raise  # a fault of ours, not of the client's
-        except self._listener.protocol_errors:
-            self._transport.write(_BAD_REQUEST)
-            self._transport.close()
+        except (self._listener.upgrade, self._listener.protocol_error):
+            transport.write(_BAD_REQUEST)
+            transport.close()
 
     # What the parser calls.
 
     def on_message_begin(self) -> None:
+        self._parsing = True
         self._url = b""
         self._headers = []
-        self._authorization = None
         self._body = []
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        lower = name.lower()
-        if lower not in _SECRETS:
-            self._headers.append((lower, value))
-        elif lower == b"authorization":
-            self._authorization = value
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if (b"expect", b"100-continue") in self._headers and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._whole_head = b""
 
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        request = RawRequest(
-            self._parser.get_method().decode(),
-            self._url.partition(b"?")[0].decode("latin-1"),
-            tuple(self._headers),
-            self._authorization,
-            self._body[0] if len(self._body) == 1 else b"".join(self._body),
-            self._parser.should_keep_alive(),
-        )
+        self._parsing = False
+        whole_head, self._whole_head = self._whole_head, b""
+        if self._parser.should_upgrade():
+            return  # to be refused when the parser raises
+        method = self._parser.get_method().decode()
+        path = self._url.partition(b"?")[0].decode("latin-1")
+        head = Head(method, path, self._headers, keep_alive=self._parser.should_keep_alive())
+        body = b"".join(self._body)
+        if whole_head and head.headers.get("content-length") == str(len(body)):
+            self._remember(whole_head, head, len(body))
         if self._job is None:
-            self._take(request)
+            self._take(head, body)
         else:
-            self._pipelined.append(request)
+            self._pipelined.append((head, body))
+
+    def _remember(self, whole_head: bytes, head: Head, length: int) -> None:
+        heads = self._listener.heads
+        if len(heads) >= _HEADS:
+            heads.clear()
+        heads[whole_head] = head, length
 
     # What the service decides.
 
-    def _take(self, request: RawRequest) -> None:
+    def _take(self, head: Head, body: bytes) -> None:
         now = time.monotonic()
-        job = self._job = self._service.arrive(request, self, now)
+        job = self._job = self._service.arrive(head, body, self, now)
         if job.due is not None and job.due <= now:
             self.advance(job, now)
         self._listener.arm()
 
     def advance(self, job: Job, now: float) -> None:
         """Send what is due for a job, and end the connection if that is its end."""
-        output = self._service.advance(job, now)
+        data, end = self._service.advance(job, now)
         transport = self._transport
         if transport is None:
             return
-        if output.data:
-            transport.write(output.data)
-        if output.end is None or output.end is End.HANG:
+        if data:
+            transport.write(data)
+        if end is None or end is End.HANG:
             return
-        if output.end is End.CLOSE:
-            transport.close()
-        elif output.end is End.RESET:
-            self._reset(transport)
         self._job = None
         self._trapped = job.trapped
-        if self._pipelined and not transport.is_closing() and not self._trapped:
-            self._take(self._pipelined.popleft())
+        if end is End.CLOSE:
+            transport.close()
+        elif end is End.RESET:
+            self._reset(transport)
+        elif self._pipelined and not self._trapped:
+            self._take(*self._pipelined.popleft())
 
     def abort(self) -> None:
         """End the connection without waiting for what is still to be written."""

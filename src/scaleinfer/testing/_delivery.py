@@ -6,7 +6,7 @@ import math
 from email.utils import formatdate
 from enum import Enum, auto
 from http import HTTPStatus
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import orjson
 
@@ -44,11 +44,8 @@ class End(Enum):
     HANG = auto()
 
 
-class Part(NamedTuple):
-    """Bytes, and the seconds after the answer's start at which they are due."""
-
-    at: float
-    data: bytes
+Part: TypeAlias = tuple[float, bytes]
+"""Seconds after the answer's start, and the bytes that are due then."""
 
 
 class Delivery(NamedTuple):
@@ -98,7 +95,7 @@ def deliver(
     """Return the delivery of a JSON body, spoiled by `fault` if there is one."""
     end = End.KEEP if keep_alive else End.CLOSE
     if fault is None and keep_alive and status == HTTPStatus.OK:
-        return Delivery(status, (Part(0.0, _USUAL_HEAD % len(body) + body),), end, ok)
+        return Delivery(status, ((0.0, _USUAL_HEAD % len(body) + body),), end, ok)
     content_type = _JSON
     if fault is not None:
         if fault.kind == "malformed":
@@ -106,7 +103,7 @@ def deliver(
         elif fault.kind == "wrong_content_type":
             content_type = fault.body or "text/plain"
     head = _head(status, content_type, len(body), keep_alive)
-    whole = Delivery(status, (Part(0.0, head), Part(0.0, body)), end, ok)
+    whole = Delivery(status, ((0.0, head), (0.0, body)), end, ok)
     return whole if fault is None else _spoil(whole, fault)
 
 
@@ -123,11 +120,11 @@ def deliver_events(
         content_type = fault.body or "text/plain"
     chunks = [b"%x\r\ndata: %b\n\n\r\n" % (len(event) + 8, event) for event in data]
     chunks[-1] += b"0\r\n\r\n"
-    head = Part(0.0, _head(200, content_type, None, keep_alive))
+    head = (0.0, _head(200, content_type, None, keep_alive))
     if interval:
-        parts = (head, *(Part(i * interval, chunk) for i, chunk in enumerate(chunks)))
+        parts: tuple[Part, ...] = (head, *((i * interval, chunk) for i, chunk in enumerate(chunks)))
     else:
-        parts = (head, Part(0.0, b"".join(chunks)))
+        parts = (head, (0.0, b"".join(chunks)))
     whole = Delivery(200, parts, End.KEEP if keep_alive else End.CLOSE, ok=True)
     return whole if fault is None else _spoil(whole, fault)
 
@@ -136,14 +133,14 @@ def _spoil(whole: Delivery, fault: Fault) -> Delivery:
     """Return a delivery (head first) with a fault in its body."""
     head, *body = whole.parts
     if fault.kind in ("truncate", "stall"):
-        most = _share(fault.at, sum(len(part.data) for part in body))
+        most = _share(fault.at, sum(len(data) for _, data in body))
         cut = (head, *_first(body, most))
         end = End.HANG if fault.kind == "stall" else End.CLOSE
         return whole._replace(parts=cut, end=end, ok=False)
     if fault.kind == "slow_drip":
-        data = b"".join(part.data for part in body)
+        data = b"".join(part for _, part in body)
         pieces = (data[i : i + fault.size] for i in range(0, len(data), fault.size))
-        drips = (Part(i * fault.seconds, piece) for i, piece in enumerate(pieces))
+        drips = ((i * fault.seconds, piece) for i, piece in enumerate(pieces))
         return whole._replace(parts=(head, *drips))
     return whole._replace(ok=whole.ok and fault.kind == "wrong_content_type")
 
@@ -155,11 +152,11 @@ def _share(at: float | None, length: int) -> int:
 
 def _first(parts: list[Part], most: int) -> list[Part]:
     kept = []
-    for part in parts:
+    for at, data in parts:
         if most <= 0:
             break
-        kept.append(Part(part.at, part.data[:most]))
-        most -= len(part.data)
+        kept.append((at, data[:most]))
+        most -= len(data)
     return kept
 
 
@@ -206,7 +203,7 @@ def _closed(
     if status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
         body = b""
     data = _head(status, content_type, len(body), keep_alive, headers) + body
-    return Delivery(status, (Part(0.0, data),), End.KEEP if keep_alive else End.CLOSE)
+    return Delivery(status, ((0.0, data),), End.KEEP if keep_alive else End.CLOSE)
 
 
 def _retry_after(fault: Fault, unix_time: float) -> dict[str, str]:

@@ -2,69 +2,50 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from scaleinfer.testing._delivery import NO_ANSWER, End
 from scaleinfer.testing._faults import NOTHING
+from scaleinfer.testing._view import SECRET_HEADERS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from scaleinfer.testing._ledger import Entry
     from scaleinfer.testing._view import RequestView
 
-__all__ = ["HeaderTexts", "Headers", "Job", "Output", "RawRequest"]
+__all__ = ["Head", "Job", "Output"]
 
 
-class Headers(NamedTuple):
-    """A request's headers without secrets: to look up, and to keep."""
-
-    by_name: dict[str, str]
-    kept: tuple[tuple[str, str], ...]
-
-
-class HeaderTexts:
-    """Headers as text. The same ones come again and again, so they are cached.
-
-    Args:
-        keep: Whether the ledger is to have them.
-    """
-
-    _MOST = 4096
-
-    def __init__(self, *, keep: bool) -> None:
-        self._keep = keep
-        self._cache: dict[tuple[tuple[bytes, bytes], ...], Headers] = {}
-
-    def parse(self, raw: tuple[tuple[bytes, bytes], ...]) -> Headers:
-        """Return headers (names in lower case, no secrets) as text."""
-        found = self._cache.get(raw)
-        if found is None:
-            pairs = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in raw)
-            kept = tuple(pair for pair in pairs if pair[0] != "content-length")
-            found = Headers(dict(pairs), kept if self._keep else ())
-            if len(self._cache) >= self._MOST:
-                self._cache.clear()
-            self._cache[raw] = found
-        return found
-
-
-class RawRequest(NamedTuple):
-    """A request as it came from the socket.
+class Head:
+    """The head of a request. The same ones come again and again, so they are parsed once.
 
     Attributes:
         method: `POST`, `GET`, ...
         path: Without the query.
-        headers: Names in lower case, secrets left out.
-        authorization: Value of the Authorization header; never kept.
-        body: The body.
+        headers: By name in lower case, without secrets.
+        kept: The same for the ledger: without the body's length.
+        authorization: Value of the Authorization header; never kept elsewhere.
         keep_alive: False if the connection is to be closed after the answer.
     """
 
-    method: str
-    path: str
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    authorization: bytes | None = None
-    body: bytes = b""
-    keep_alive: bool = True
+    __slots__ = ("authorization", "headers", "keep_alive", "kept", "method", "path")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        *,
+        keep_alive: bool = True,
+    ) -> None:
+        texts = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+        self.method = method
+        self.path = path
+        self.authorization = texts.get("authorization")
+        self.headers = {k: v for k, v in texts.items() if k not in SECRET_HEADERS}
+        self.kept = tuple((k, v) for k, v in self.headers.items() if k != "content-length")
+        self.keep_alive = keep_alive
 
 
 class Job:
@@ -96,8 +77,5 @@ class Job:
         self.keep_alive = keep_alive
 
 
-class Output(NamedTuple):
-    """What the shell is to do for a job now: write `data`; at an `end`, act on it."""
-
-    data: bytes
-    end: End | None
+Output: TypeAlias = tuple[bytes, End | None]
+"""What the shell is to do for a job now: write the bytes; at an end, act on it."""

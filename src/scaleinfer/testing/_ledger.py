@@ -150,13 +150,14 @@ class Ledger:
             headers: Its headers without secrets, names in lower case.
             body: Its body, if that is to be kept.
         """
-        asked = tuple([self._ask(prompt) for prompt in prompts])
+        one = len(prompts) == 1
+        asked = (self._ask(prompts[0]),) if one else tuple(map(self._ask, prompts))
         entry = Entry(-1, asked, self._asked[asked[0]])
         if not self._arrived:
             self._first_arrival = time
         if self.mode == "full":
             entry.row = len(self._rows) // _ROW.size
-            if len(asked) > 1:
+            if not one:
                 self._packed[entry.row] = asked
             if body is not None:
                 self._bodies[entry.row] = body

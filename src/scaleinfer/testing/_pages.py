@@ -10,7 +10,7 @@ import orjson
 from scaleinfer.testing._refusals import Refusal, wrong_key
 
 if TYPE_CHECKING:
-    from scaleinfer.testing._job import RawRequest
+    from scaleinfer.testing._job import Head
     from scaleinfer.testing._ledger import Ledger
     from scaleinfer.testing._settings import Settings
 
@@ -19,13 +19,13 @@ __all__ = ["COMPLETIONS", "authorised", "page"]
 COMPLETIONS = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
-def authorised(request: RawRequest, settings: Settings) -> bool:
+def authorised(request: Head, settings: Settings) -> bool:
     """Return whether the request may ask: it has the key, or none is wanted."""
     key = settings.api_key
-    return key is None or request.authorization == b"Bearer " + key.encode()
+    return key is None or request.authorization == f"Bearer {key}"
 
 
-def page(request: RawRequest, settings: Settings, ledger: Ledger) -> bytes:
+def page(request: Head, settings: Settings, ledger: Ledger) -> bytes:
     """Return a page as JSON.
 
     Raises:

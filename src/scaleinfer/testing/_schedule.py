@@ -57,17 +57,16 @@ class Timers(Generic[T]):
 
     Args:
         tick: Seconds.
+
+    Attributes:
+        next_due: When `pop` will have something; `None` if nothing is due ever.
     """
 
     def __init__(self, tick: float = 0.001) -> None:
         self.tick = tick
+        self.next_due: float | None = None
         self._ticks: dict[int, list[T]] = {}
         self._order: list[int] = []
-
-    @property
-    def next_due(self) -> float | None:
-        """When `pop` will have something; `None` if nothing is due ever."""
-        return self._order[0] * self.tick if self._order else None
 
     def add(self, due: float, what: T) -> None:
         """Let `what` be due at `due`."""
@@ -76,6 +75,7 @@ class Timers(Generic[T]):
         if found is None:
             self._ticks[tick] = [what]
             heapq.heappush(self._order, tick)
+            self.next_due = self._order[0] * self.tick
         else:
             found.append(what)
 
@@ -84,4 +84,5 @@ class Timers(Generic[T]):
         due: list[T] = []
         while self._order and self._order[0] * self.tick <= now:
             due += self._ticks.pop(heapq.heappop(self._order))
+        self.next_due = self._order[0] * self.tick if self._order else None
         return due

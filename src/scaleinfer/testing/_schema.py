@@ -39,6 +39,8 @@ _TELLING = {
     "maximum": "number",
 }
 """Words that tell the type of a schema that does not name it."""
+_DECIMAL = [{"type": "number"}, {"type": "string"}]
+"""How pydantic writes a Decimal: not any string would do."""
 
 
 class UnsupportedSchemaError(ValueError):
@@ -101,6 +103,8 @@ class _Generator:
         return found if isinstance(found, dict) else {}
 
     def _any_of(self, options: list[Any], rest: dict[str, Any], depth: int) -> Any:
+        if options == _DECIMAL:
+            options = options[:1]
         order = self._random.sample(options, len(options))
         if depth >= _DEEP:
             order.sort(key=_breadth)

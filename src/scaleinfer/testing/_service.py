@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from scaleinfer.testing import _refusals
-from scaleinfer.testing._answers import Answered, answer, body_of, events_of
+from scaleinfer.testing._answers import Envelope, answer, body_of, events_of, usage_of
 from scaleinfer.testing._chance import draw
 from scaleinfer.testing._delivery import (
     Delivery,
@@ -20,15 +20,15 @@ from scaleinfer.testing._delivery import (
     deliver_refusal,
 )
 from scaleinfer.testing._faults import FaultScript
-from scaleinfer.testing._job import HeaderTexts, Job, Output
+from scaleinfer.testing._job import Job
 from scaleinfer.testing._pages import COMPLETIONS, authorised, page
 from scaleinfer.testing._refusals import Refusal
 from scaleinfer.testing._schedule import Slots, Timers
-from scaleinfer.testing._view import RequestView, count_tokens, find_prompts
+from scaleinfer.testing._view import RequestView, find_prompts
 
 if TYPE_CHECKING:
     from scaleinfer.testing._faults import Fault
-    from scaleinfer.testing._job import RawRequest
+    from scaleinfer.testing._job import Head, Output
     from scaleinfer.testing._ledger import Ledger
     from scaleinfer.testing._settings import Settings
 
@@ -83,18 +83,18 @@ class Service:
         self._script = FaultScript(settings.faults, settings.seed)
         self._epoch = epoch
         self._first: float | None = None
-        self._headers = HeaderTexts(keep=settings.keep_headers)
 
     # Events.
 
-    def arrive(self, request: RawRequest, client: Any, now: float) -> Job:
+    def arrive(self, head: Head, body: bytes, client: Any, now: float) -> Job:
         """Take a request. If the job is due now, `advance` it; else `due_jobs` will name it."""
         if self._first is None:
             self._first = now
-        if request.path in COMPLETIONS and request.method == "POST":
-            job = self._arrive_completion(request, client, now)
+        elapsed = now - self._first
+        if head.path in COMPLETIONS and head.method == "POST":
+            job = self._arrive_completion(head, body, client, now, elapsed)
         else:
-            job = self._arrive_other(request, client, now)
+            job = self._arrive_other(head, client, now, elapsed)
         if job.due is not None and job.due > now:
             self.timers.add(job.due, job)
         return job
@@ -105,23 +105,23 @@ class Service:
 
     def advance(self, job: Job, now: float) -> Output:
         """Return what is to be sent for a job that is due."""
-        parts, data = job.delivery.parts, b""
-        while job.sent < len(parts):
-            part = parts[job.sent]
-            due = job.started + part.at
+        delivery, data = job.delivery, b""
+        for at, part in delivery.parts[job.sent :]:
+            due = job.started + at
             if due > now:
                 job.due = due
                 self.timers.add(due, job)
-                return Output(data, None)
-            data += part.data
+                return data, None
+            data += part
             job.sent += 1
-        if job.delivery.end is not End.HANG:
-            trap = job.verdict.trap
-            job.trapped = trap is not None and trap.on == "next_request"
-            self._finish(job, now, ok=job.delivery.ok)
-            if trap is not None and trap.on == "response":
-                return Output(data, End.CLOSE)
-        return Output(data, job.delivery.end)
+        end = delivery.end
+        if end is End.HANG:
+            return data, end
+        if (trap := job.verdict.trap) is not None:
+            job.trapped = trap.on == "next_request"
+            end = end if job.trapped else End.CLOSE
+        self._finish(job, now, ok=delivery.ok)
+        return data, end
 
     def leave(self, job: Job, now: float, *, aborted: bool = True) -> None:
         """Take note that a job's connection is gone; harmless if the job has its end.
@@ -151,30 +151,29 @@ class Service:
 
     # Completions.
 
-    def _arrive_completion(self, request: RawRequest, client: Any, now: float) -> Job:
-        headers = self._headers.parse(request.headers)
-        body, refusal = self._parse_body(request.body)
-        prompts: tuple[str, ...] = ("",)
+    def _arrive_completion(
+        self, head: Head, data: bytes, client: Any, now: float, elapsed: float
+    ) -> Job:
+        body, refusal = self._parse_body(data)
+        view = RequestView(head.path, body, elapsed=elapsed, headers=head.headers)
         try:
-            prompts = self._prompts(body)
+            view.prompts = self._prompts(view)
         except Exception as error:
             refusal = refusal or _script_failed(error)
-        elapsed = now - (self._first or now)
-        view = RequestView(request.path, body, prompts, 1, elapsed, headers.by_name)
         entry = self.ledger.arrive(
-            prompts,
+            view.prompts,
             self._epoch + now,
             model=view.model,
-            authorised=request.authorization is not None,
+            authorised=head.authorization is not None,
             stream=view.stream,
-            headers=headers.kept,
-            body=request.body if self.settings.keep_bodies else None,
+            headers=head.kept if self.settings.keep_headers else (),
+            body=data if self.settings.keep_bodies else None,
         )
         view.attempt = entry.attempt
         if not body.keys() <= _KNOWN_FIELDS:
             self.ledger.unknown_fields.update(body.keys() - _KNOWN_FIELDS)
-        job = Job(client, view, entry, request.keep_alive)
-        self._decide(job, refusal or self._refuse(request, view), now)
+        job = Job(client, view, entry, head.keep_alive)
+        self._decide(job, refusal or self._refuse(head, view), now)
         return job
 
     def _parse_body(self, data: bytes) -> tuple[dict[str, Any], Refusal | None]:
@@ -186,20 +185,21 @@ class Service:
             return {}, Refusal(HTTPStatus.BAD_REQUEST, "The body is not a JSON object.")
         return body, None
 
-    def _prompts(self, body: dict[str, Any]) -> tuple[str, ...]:
+    def _prompts(self, view: RequestView) -> tuple[str, ...]:
         if self.settings.prompt_of is not None:
-            return (self.settings.prompt_of(body),)
-        return find_prompts(body, self.ledger.knows)
+            return (self.settings.prompt_of(view.body),)
+        return find_prompts(view, self.ledger.knows)
 
-    def _refuse(self, request: RawRequest, view: RequestView) -> Refusal | None:
-        if not authorised(request, self.settings):
+    def _refuse(self, request: Head, view: RequestView) -> Refusal | None:
+        settings = self.settings
+        if settings.api_key is not None and not authorised(request, settings):
             return _refusals.wrong_key(request.authorization is not None)
         what = "messages" if view.chat else "prompt"
         if what not in view.body:
             return Refusal(HTTPStatus.BAD_REQUEST, f"Missing field: {what}.", param=what)
-        if view.model and view.model not in self.settings.models:
+        if view.model and view.model not in settings.models:
             return _refusals.unknown_model(view.model)
-        limit = self.settings.max_prompt_tokens
+        limit = settings.max_prompt_tokens
         if limit is not None and (tokens := view.prompt_tokens) > limit:
             return _refusals.too_long(limit, tokens, chat=view.chat)
         return None
@@ -261,44 +261,45 @@ class Service:
     def _answer(self, job: Job, now: float) -> tuple[Delivery, int]:
         view, fault = job.view, job.verdict.fault
         choices = answer(view, self.settings)
-        empty = fault is not None and fault.kind == "empty_choices"
-        tokens = 0
-        for choice in choices:
-            tokens += count_tokens(choice.text)
+        usage = usage_of(view, choices)
         model = view.model or self.settings.models[0]
-        created, number = int(self._epoch + now), self.ledger.arrived
-        said = [] if empty else choices
-        answered = Answered(number, created, model, said, view.prompt_tokens, tokens)
+        envelope = Envelope(self.ledger.arrived, int(self._epoch + now), model, usage)
+        empty = fault is not None and fault.kind == "empty_choices"
+        if empty:
+            choices = []
         if not view.stream:
-            body = orjson.dumps(body_of(answered, view))
-            ok = not empty
-            return deliver(200, body, keep_alive=job.keep_alive, fault=fault, ok=ok), tokens
+            body = orjson.dumps(body_of(envelope, choices, view))
+            delivery = deliver(200, body, keep_alive=job.keep_alive, fault=fault, ok=not empty)
+            return delivery, usage["completion_tokens"]
         pace = self.settings.tokens_per_second
         delivery = deliver_events(
-            map(orjson.dumps, events_of(answered, view)),
+            map(orjson.dumps, events_of(envelope, choices, view)),
             interval=0.0 if pace is None else 1 / pace,
             keep_alive=job.keep_alive,
             fault=fault,
         )
-        return delivery, tokens
+        return delivery, usage["completion_tokens"]
 
     # Everything else.
 
-    def _arrive_other(self, request: RawRequest, client: Any, now: float) -> Job:
-        elapsed = now - (self._first or now)
-        view = RequestView(path=request.path, body={}, prompts=("",), elapsed=elapsed)
-        job = Job(client, view, None, request.keep_alive)
+    def _arrive_other(self, head: Head, client: Any, now: float, elapsed: float) -> Job:
+        view = RequestView(head.path, {}, elapsed=elapsed, headers=head.headers)
+        job = Job(client, view, None, head.keep_alive)
         job.started = job.due = now
-        if not request.path.startswith("/ledger"):
-            self.ledger.other_paths[request.path] += 1
-            job.verdict = self._script.decide(view, completion=False)
-            job.started = job.due = now + job.verdict.delay
+        try:
+            if not head.path.startswith("/ledger"):
+                self.ledger.other_paths[head.path] += 1
+                job.verdict = self._script.decide(view, completion=False)
+        except Exception as error:
+            job.delivery = self._deliver_refusal(job, _script_failed(error))
+            return job
+        job.started = job.due = now + job.verdict.delay
         fault = job.verdict.fault
         if fault is not None and fault.early:
             job.delivery = self._deliver_fault(job, fault, now)
             return job
         try:
-            body = page(request, self.settings, self.ledger)
+            body = page(head, self.settings, self.ledger)
             job.delivery = deliver(200, body, keep_alive=job.keep_alive, fault=fault)
         except Refusal as refusal:
             job.delivery = self._deliver_refusal(job, refusal)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ def count_tokens(text: str) -> int:
     return -(-len(text) // CHARACTERS_PER_TOKEN)
 
 
-@dataclass(slots=True)
 class RequestView:
     """One request for a completion, as `latency=`, `answer=` and `match=` callables get it.
 
@@ -42,24 +41,32 @@ class RequestView:
         stream: True if the answer is to come as server-sent events.
     """
 
-    path: str
-    body: dict[str, Any]
-    prompts: tuple[str, ...]
-    attempt: int = 1
-    elapsed: float = 0.0
-    headers: Mapping[str, str] = field(default_factory=dict)
-    choice: int = 0
-    text: str = ""
-    messages: list[dict[str, Any]] = field(init=False)
-    model: str = field(init=False)
-    chat: bool = field(init=False)
-    stream: bool = field(init=False)
+    __slots__ = (
+        "attempt", "body", "chat", "choice", "elapsed", "headers", "messages", "model", "path",
+        "prompts", "stream", "text",
+    )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        body = self.body
-        self.messages = messages_of(body)
+    def __init__(
+        self,
+        path: str,
+        body: dict[str, Any],
+        prompts: tuple[str, ...] = ("",),
+        *,
+        attempt: int = 1,
+        elapsed: float = 0.0,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.path = path
+        self.body = body
+        self.prompts = prompts
+        self.attempt = attempt
+        self.elapsed = elapsed
+        self.headers = headers
+        self.choice = 0
+        self.text = ""
+        self.chat = path == "/v1/chat/completions"
+        self.messages: list[dict[str, Any]] = _messages_of(body) if self.chat else []
         self.model = str(body.get("model") or "")
-        self.chat = self.path == "/v1/chat/completions"
         self.stream = bool(body.get("stream"))
 
     @property
@@ -70,18 +77,23 @@ class RequestView:
     @property
     def prompt_tokens(self) -> int:
         """Tokens of all messages or prompts, by `count_tokens` for each."""
-        if self.chat:
-            tokens = 0
-            for message in self.messages:
-                tokens += count_tokens(text_of(message.get("content")))
-            return tokens
-        return sum(map(count_tokens, self.prompts))
+        if not self.chat:
+            return sum(map(count_tokens, self.prompts))
+        tokens = 0
+        for message in self.messages:
+            tokens += count_tokens(text_of(message.get("content")))
+        return tokens
 
 
-def messages_of(body: dict[str, Any]) -> list[dict[str, Any]]:
+def _messages_of(body: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the messages that are objects; anything else in the list is passed over."""
     messages = body.get("messages")
-    return [m for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
+    if not isinstance(messages, list):
+        return []
+    for message in messages:
+        if not isinstance(message, dict):
+            return [m for m in messages if isinstance(m, dict)]
+    return messages
 
 
 def text_of(content: Any) -> str:
@@ -94,7 +106,7 @@ def text_of(content: Any) -> str:
     return ""
 
 
-def find_prompts(body: dict[str, Any], known: Callable[[str], bool]) -> tuple[str, ...]:
+def find_prompts(view: RequestView, known: Callable[[str], bool]) -> tuple[str, ...]:
     """Return the prompts a request is filed under; never empty.
 
     A chat is filed under its last user message. If it holds an earlier user message that was
@@ -102,9 +114,9 @@ def find_prompts(body: dict[str, Any], known: Callable[[str], bool]) -> tuple[st
     that conversation (a repair, a tool's result) and is filed under that one. Examples
     in a few-shot prompt were never asked, so they do not count as earlier turns.
     """
-    if "messages" in body:
-        return (_chat_prompt(messages_of(body), known),)
-    prompt = body.get("prompt", "")
+    if view.chat:
+        return (_chat_prompt(view.messages, known),)
+    prompt = view.body.get("prompt", "")
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
         return tuple(map(_plain_prompt, prompt))
     return (_plain_prompt(prompt),)

@@ -16,8 +16,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from scaleinfer.errors import JournalError
-from scaleinfer.journal import Claim, Manifest, list_runs, read_attempts, read_results, verify
-from scaleinfer.journal import _format, _store
+from scaleinfer.journal import (
+    Claim,
+    Manifest,
+    _format,
+    _store,
+    list_runs,
+    read_attempts,
+    read_results,
+    verify,
+)
 from scaleinfer.journal._database import connect_writer, create, inspect
 from scaleinfer.journal._store import Store
 from scaleinfer.results import Attempt
