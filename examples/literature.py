@@ -32,7 +32,7 @@ class Reference(BaseModel):
 class Keywords(BaseModel):
     """What to find it by."""
 
-    keywords: list[Annotated[str, Field(max_length=30)]] = Field(min_length=1, max_length=3)
+    keywords: list[Annotated[str, Field(max_length=20)]] = Field(min_length=1, max_length=3)
 
 
 class Verdict(BaseModel):
@@ -67,7 +67,7 @@ async def main() -> None:
     results = await parallel_map(
         papers,
         questions,
-        sampling={"max_tokens": 36, "temperature": 0},
+        sampling={"max_tokens": 40, "temperature": 0},
         journal=options.journal,
         key=lambda paper: paper["id"],
         name="literature",

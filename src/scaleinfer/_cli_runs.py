@@ -71,8 +71,8 @@ def show(journal: str, run: int | None) -> None:
 def export(journal: str, run: int | None, everything: bool, out: str) -> None:
     """Write a row per item.
 
-    Without --run: what the newest run and earlier runs of the same program (prompt, model,
-    sampling, schema) came to together.
+    Without --run: what the newest run had; if it was stopped or killed, together with what
+    earlier runs of the same program (prompt, model, sampling, schema) answered.
     """
     from scaleinfer.data import open_writer, result_row
 

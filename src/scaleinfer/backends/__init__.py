@@ -71,6 +71,11 @@ def resolve_backend(
                 "backend= is an adapter that has its own address and key.",
                 hint="Leave out base_url= and api_key=, or pass them to the adapter.",
             )
+        if model is not None and model != backend.model:
+            raise ConfigError(
+                f"model={model!r} is not what the backend= adapter asks ({backend.model}).",
+                hint="Pass the model to the adapter; a single prompt's goes into Prompt(model=).",
+            )
         return Resolved(backend, "backend= argument")
     if backend is not None:
         if not isinstance(backend, str):
@@ -102,6 +107,11 @@ def _from_spec(spec: str, base_url: str | None, model: str | None, api_key: str 
     if kind == "local":
         if base_url is not None:
             raise ConfigError("The embedded model has no base_url.", hint="Drop one of the two.")
+        if model is not None:
+            raise ConfigError(
+                f"The embedded model is the only one here; model={model!r} cannot be asked.",
+                hint="Name its server: base_url=, backend='openai', or 'local:PATH.gguf'.",
+            )
         from scaleinfer.backends.local import LocalBackend
 
         return LocalBackend(rest or None)

@@ -8,7 +8,9 @@ what vLLM, SGLang, llama.cpp and LiteLLM send.
 from __future__ import annotations
 
 import email.utils
+import math
 import time
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -46,23 +48,28 @@ def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> floa
         now: Unix time a date is compared with; the current time by default.
     """
     milliseconds = headers.get("retry-after-ms")
-    if milliseconds is not None:
-        try:
-            return max(0.0, float(milliseconds) / 1000)
-        except ValueError:
-            pass
+    if milliseconds is not None and (given := _number(milliseconds)) is not None:
+        return given / 1000
     text = headers.get("retry-after")
     if text is None:
         return None
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        pass
+    if (given := _number(text)) is not None:
+        return given
     try:
         at = email.utils.parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    if at.tzinfo is None:
+        at = at.replace(tzinfo=UTC)
+    return max(0.0, at.timestamp() - (time.time() if now is None else now))
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
     except ValueError:
         return None
-    return max(0.0, at.timestamp() - (time.time() if now is None else now))
+    return max(0.0, number) if math.isfinite(number) else None
 
 
 def error_from_response(response: WireResponse, *, endpoint: str, model: str) -> EndpointError:
@@ -176,7 +183,15 @@ def parse_completion(response: WireResponse, *, endpoint: str, chat: bool) -> Co
             status=response.status,
             body=_excerpt(response.body),
         ) from None
-    if not completion.text and not completion.tool_calls and completion.finish_reason == "length":
+    if completion.text or completion.tool_calls:
+        return completion
+    refusal = message.get("refusal")
+    if refusal or completion.finish_reason == "content_filter":
+        why = (
+            f"the model refused: {refusal}" if refusal else "a content filter withheld the answer."
+        )
+        raise Permanent(why, endpoint=endpoint, status=response.status)
+    if completion.finish_reason == "length":
         raise Permanent(
             "the model used up max_tokens before it began its answer.",
             hint="Raise max_tokens; a reasoning model spends it on thinking first.",
@@ -266,6 +281,7 @@ def _too_long(lower: str, code: str) -> bool:
         code == "context_length_exceeded"
         or "context length" in lower
         or "context window" in lower
+        or "maximum model length" in lower
         or ("context size" in lower and "exceed" in lower)
         or "prompt is too long" in lower
     )

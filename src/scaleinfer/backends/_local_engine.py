@@ -10,9 +10,7 @@ gave, and cancels those that nobody waits for any more.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import os
+import itertools
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -27,9 +25,10 @@ if TYPE_CHECKING:
 
     from scaleinfer.backends._local_gguf import GgufHeader
 
-__all__ = ["Engine", "Generated", "Job", "cache_plan", "close_engines", "shared_engine"]
+__all__ = ["Engine", "Generated", "Job", "cache_plan"]
 
 _POLL_SECONDS = 0.004
+_request_ids = itertools.count(1)
 _OPENER_TOKENS = 16
 _JOIN_SECONDS = 60.0
 _GIB = 1 << 30
@@ -186,7 +185,7 @@ class Engine:
 
     def _open_pipeline(self) -> None:
         try:
-            import openvino_genai
+            import openvino_genai  # type: ignore[import-untyped,unused-ignore]  # no stubs
         except ImportError:
             raise ConfigError(
                 "The embedded model's runtime is not installed.",
@@ -215,11 +214,9 @@ class Engine:
 
     def _run_once(self) -> None:
         """Step until nothing is left to do."""
-        import numpy
-        import openvino
         import openvino_genai
 
-        prompt = openvino.Tensor(numpy.array([[self._opener_token()]], dtype=numpy.int64))
+        prompt = _tensor([self._opener_token()])
         config = openvino_genai.GenerationConfig(max_new_tokens=_OPENER_TOKENS, ignore_eos=True)
         self._pipeline.generate([prompt], [config], _opener(self._opened, self._admitted))
         with self._changed:
@@ -321,8 +318,6 @@ class Engine:
                 self._active.append(job)
 
     def _add(self, job: Job) -> Any:
-        import numpy
-        import openvino
         import openvino_genai
 
         config = openvino_genai.GenerationConfig(**job.options)
@@ -331,17 +326,14 @@ class Engine:
             config.structured_output_config = openvino_genai.StructuredOutputConfig(
                 grammar=job.grammar
             )
-        prompt = openvino.Tensor(numpy.array([job.prompt], dtype=numpy.int64))
-        return self._pipeline.add_request(next(_request_ids), prompt, config)
+        return self._pipeline.add_request(next(_request_ids), _tensor(job.prompt), config)
 
 
-def _ids() -> Any:
-    import itertools
+def _tensor(token_ids: list[int]) -> Any:
+    import numpy
+    import openvino  # type: ignore[import-untyped,unused-ignore]  # no stubs
 
-    return itertools.count(1)
-
-
-_request_ids = _ids()
+    return openvino.Tensor(numpy.array([token_ids], dtype=numpy.int64))
 
 
 def _opener(opened: threading.Event, admitted: threading.Event) -> Any:
@@ -402,54 +394,3 @@ def _load_error(path: Path, error: Exception) -> ConfigError:
         f"OpenVINO cannot load the model {path} ({text}).",
         hint="Another GGUF file may work; for the embedded one run: scaleinfer model install",
     )
-
-
-# One engine for each model and way of computing in this process.
-
-_engines: dict[tuple[Path, bool, int | None], Engine] = {}
-_engines_lock = threading.Lock()
-_loaded_before_fork = False
-
-
-def shared_engine(path: Path, *, exact: bool = False, threads: int | None = None) -> Engine:
-    """Return this process's engine for a model file, starting it if there is none.
-
-    Raises:
-        ConfigError: The file is no model, or this process was forked from one that had
-            loaded the runtime.
-    """
-    if _loaded_before_fork:
-        raise ConfigError(
-            "The embedded model was loaded before this process was forked, and its threads "
-            "are gone.",
-            hint="Start worker processes with the spawn method, or use the model in them only.",
-        )
-    key = (path.resolve(), exact, threads)
-    with _engines_lock:
-        engine = _engines.get(key)
-        if engine is None or engine.dead:
-            engine = _engines[key] = Engine(key[0], exact=exact, threads=threads)
-        return engine
-
-
-def close_engines() -> None:
-    """End all engines of the process and wait for their threads."""
-    with _engines_lock:
-        engines = list(_engines.values())
-        _engines.clear()
-    for engine in engines:
-        engine.close()
-
-
-def _forget_engines() -> None:
-    global _loaded_before_fork, _engines_lock  # noqa: PLW0603 - the child's own state
-    _loaded_before_fork = _loaded_before_fork or bool(_engines)
-    _engines.clear()
-    _engines_lock = threading.Lock()
-
-
-# Daemon threads still run when atexit's callbacks do, so the C++ runtime is gone before the
-# interpreter is.
-atexit.register(close_engines)
-with contextlib.suppress(AttributeError):  # there is no fork on Windows
-    os.register_at_fork(after_in_child=_forget_engines)

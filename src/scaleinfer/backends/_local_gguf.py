@@ -86,13 +86,15 @@ def _model_fields(file: BinaryIO) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for _ in range(count):
         name = _string(file)
-        if name.startswith("tokenizer.") and "general.architecture" in fields and len(fields) > 1:
-            # The vocabulary is long and nothing before the weights is needed from here on,
-            # unless a converter wrote the dimensions after it.
-            if f"{fields['general.architecture']}.block_count" in fields:
-                break
+        # The vocabulary is long, and the dimensions usually come before it.
+        if name.startswith("tokenizer.") and _has_dimensions(fields):
+            break
         fields[name] = _value(file, _number(file, "<I"))
     return fields
+
+
+def _has_dimensions(fields: dict[str, Any]) -> bool:
+    return f"{fields.get('general.architecture')}.attention.head_count" in fields
 
 
 def _number(file: BinaryIO, layout: str) -> Any:
@@ -145,8 +147,8 @@ def reencode_q8_0(source: Path, target: Path) -> None:
         value = field.contents()
         if name == "general.file_type":
             value = int(gguf.LlamaFileType.MOSTLY_Q8_0)
-        kinds = [*field.types, None]
-        writer.add_key_value(name, value, kinds[0], sub_type=kinds[1])
+        of = field.types[1] if len(field.types) > 1 else None
+        writer.add_key_value(name, value, field.types[0], sub_type=of)
     for tensor in reader.tensors:
         data, kind = tensor.data, tensor.tensor_type
         if kind == old:

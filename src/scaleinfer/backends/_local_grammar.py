@@ -33,9 +33,12 @@ _CHARACTER = '[^"\\\\\\x00-\\x1f\\x7f]'
 _WORD_CHARACTER = '[^"\\\\\\x00-\\x20\\x7f]'
 
 _ANNOTATIONS = frozenset(
-    "title description default examples example deprecated readOnly writeOnly $comment $schema "
-    "$id $defs definitions discriminator contentMediaType strict".split()
-)
+    {
+        "$comment", "$defs", "$id", "$schema", "contentMediaType", "default", "definitions",
+        "deprecated", "description", "discriminator", "example", "examples", "readOnly", "strict",
+        "title", "writeOnly",
+    }
+)  # fmt: skip
 _ALLOWED = {
     "string": {"minLength", "maxLength", "format"},
     "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "format"},

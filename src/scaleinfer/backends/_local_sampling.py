@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 __all__ = ["MAX_CHOICES", "Plan", "flatten_messages", "plan_request"]
 
 MAX_CHOICES = 64
-_NUMBERS = {
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "min_tokens": "min_new_tokens",
+_NUMBERS: dict[str, tuple[str, type[int] | type[float]]] = {
+    "top_k": ("top_k", int),
+    "min_p": ("min_p", float),
+    "repetition_penalty": ("repetition_penalty", float),
+    "presence_penalty": ("presence_penalty", float),
+    "frequency_penalty": ("frequency_penalty", float),
+    "min_tokens": ("min_new_tokens", int),
 }
-_WHOLE = {"top_k", "min_tokens"}
+_SAMPLING_ONLY = ("top_k", "min_p")
 _REFUSED = ("tools", "functions", "logit_bias", "audio", "best_of", "suffix", "echo")
 _ROLES = {"system", "developer", "user", "assistant"}
 
@@ -99,13 +99,15 @@ def _options(temperature: float, top_p: float | None, extra: dict[str, Any]) -> 
             if not 0 < top_p <= 1:
                 raise refused(f"top_p must be above 0 and at most 1, not {top_p}.")
             options["top_p"] = float(top_p)
-    for name, field in _NUMBERS.items():
+    for name, (field, kind) in _NUMBERS.items():
         value = extra.get(name)
-        if value is None or (name in ("top_k", "min_p") and (not options["do_sample"] or value < 0)):
+        if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int if name in _WHOLE else (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (kind, int)):
             raise refused(f"{name} must be a number, not {value!r}.")
-        options[field] = value if name in _WHOLE else float(value)
+        # -1 is how other servers spell "off".
+        if name not in _SAMPLING_ONLY or (options["do_sample"] and value >= 0):
+            options[field] = kind(value)
     if extra.get("ignore_eos"):
         options["ignore_eos"] = True
     return options
@@ -154,9 +156,7 @@ def flatten_messages(messages: list[Message]) -> list[dict[str, str]]:
         role = message.get("role")
         if role not in _ROLES:
             raise refused(f"The embedded model knows no message role {role!r}.")
-        plain.append(
-            {"role": "system" if role == "developer" else role, "content": _text(message)}
-        )
+        plain.append({"role": "system" if role == "developer" else role, "content": _text(message)})
     return plain
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import time
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from scaleinfer.backends._base import Backend, EndpointStatus
-from scaleinfer.backends._local_engine import Generated, Job, shared_engine
+from scaleinfer.backends._local_engine import Job
 from scaleinfer.backends._local_files import MODEL, model_path
 from scaleinfer.backends._local_gguf import read_header
 from scaleinfer.backends._local_sampling import Plan, flatten_messages, plan_request, refused
+from scaleinfer.backends._local_shared import shared_engine
 from scaleinfer.backends._local_text import cut_at_stop
 from scaleinfer.errors import ConfigError, ScaleInferError, Transient
 from scaleinfer.requests import Request, Sampling
@@ -22,8 +22,9 @@ from scaleinfer.results import Completion, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
-    from scaleinfer.backends._local_engine import Engine
+    from scaleinfer.backends._local_engine import Engine, Generated
 
 __all__ = ["DEFAULT_MAX_TOKENS", "LocalBackend"]
 

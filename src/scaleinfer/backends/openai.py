@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
 
 import orjson
@@ -68,14 +68,12 @@ class OpenAIBackend(Backend):
         json_schema: bool = True,
     ) -> None:
         url = (base_url or os.environ.get("OPENAI_BASE_URL") or _OFFICIAL).rstrip("/")
-        parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ConfigError(
-                f"base_url {url!r} is no http(s) URL.",
-                hint="For example: http://127.0.0.1:8000/v1",
-            )
-        key = api_key or os.environ.get("OPENAI_API_KEY")
-        if key is None and url == _OFFICIAL:
+        parts = _checked_address(url)
+        key = _checked_key(api_key or os.environ.get("OPENAI_API_KEY"))
+        if parts.username is not None:
+            # What the address names is sent as it is; one call cannot carry both.
+            key = None
+        elif key is None and url == _OFFICIAL:
             raise ConfigError(
                 "OpenAI's own server needs a key.",
                 hint="Set OPENAI_API_KEY, or name your server with base_url=.",
@@ -115,7 +113,10 @@ class OpenAIBackend(Backend):
     async def aclose(self) -> None:
         """Close this loop's connections when the last user leaves."""
         loop = asyncio.get_running_loop()
-        wire, users = self._open[loop]
+        opened = self._open.get(loop)
+        if opened is None:
+            return
+        wire, users = opened
         if users > 1:
             self._open[loop] = (wire, users - 1)
             return
@@ -231,3 +232,34 @@ class OpenAIBackend(Backend):
                 endpoint=self.endpoint,
                 fatal=True,
             ) from None
+
+
+def _checked_address(url: str) -> SplitResult:
+    # Nothing that may be a credential is repeated.
+    shown = url.rpartition("@")[2].partition("?")[0]
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigError(
+            f"base_url {shown!r} is no http(s) URL.", hint="For example: http://127.0.0.1:8000/v1"
+        )
+    if parts.query or parts.fragment:
+        raise ConfigError(
+            f"base_url {shown!r} goes on after its path.",
+            hint="Leave out what follows ? or #; a key belongs into api_key= or headers=.",
+        )
+    return parts
+
+
+def _checked_key(key: str | None) -> str | None:
+    # A key read from a file often ends in a newline.
+    key = (key or "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise ConfigError(
+            "the API key holds characters that no header can carry.",
+            hint="Look for a line break or a typographic character in it.",
+        )
+    return key or None

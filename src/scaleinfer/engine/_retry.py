@@ -208,7 +208,8 @@ def exponential_jitter(initial: float, maximum: float) -> Callable[[int], float]
 
         state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
         state.attempt_number = failure
-        strategy = tenacity.wait_exponential_jitter(initial, maximum, jitter=initial)
-        return float(strategy(state))
+        # Not wait_exponential_jitter: its arguments have other names in every other version.
+        strategy = tenacity.wait_exponential(initial, maximum) + tenacity.wait_random(0, initial)
+        return min(maximum, float(strategy(state)))
 
     return wait

@@ -170,9 +170,10 @@ def read_results(
 ) -> Iterator[StoredResult]:
     """Yield results in the order of their index.
 
-    Without choice: what any run with the newest run's fingerprint had last, so that a resumed
-    run that was killed again still gives what earlier runs of the same program answered, and
-    the newest run's items without a prompt.
+    Without choice: what the newest run had, if it went through to its end. If it did not, what
+    any run with its fingerprint had last, so that a resumed run that was killed again still
+    gives what earlier runs of the same program answered. Items without a prompt are the newest
+    run's.
 
     Args:
         path: The journal.
@@ -186,7 +187,9 @@ def read_results(
         newest = connection.execute("SELECT max(id) FROM runs").fetchone()[0]
         chosen = newest if run is None else run
         found = connection.execute(
-            "SELECT fingerprint FROM runs WHERE id = ?", (chosen,)
+            "SELECT r.fingerprint, s.state FROM runs r LEFT JOIN run_states s ON s.run = r.id"
+            " WHERE r.id = ?",
+            (chosen,),
         ).fetchone()
         if found is None and (run is not None or newest is not None):
             raise JournalError(
@@ -197,8 +200,8 @@ def read_results(
         arguments: tuple[Any, ...] = ()
         if everything:
             which = "1"
-        elif run is not None:
-            which, arguments = "run = ?", (run,)
+        elif run is not None or (found is not None and found[1] == "complete"):
+            which, arguments = "run = ?", (chosen,)
         else:
             which = "run IN (SELECT id FROM runs WHERE fingerprint = ?)"
             arguments = (found[0] if found else "",)

@@ -151,7 +151,7 @@ def test_any_response_becomes_one_error(status: int, body: bytes) -> None:
         ({"retry-after": ""}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "inf"}, None),
-        ({"retry-after": "Thu, 01 Jan 0001 00:00:00 -0000"}, None),
+        ({"retry-after": "Thu, 01 Jan 0001 00:00:00 -0000"}, 0.0),
     ],
 )
 def test_retry_after_in_every_form(headers: dict[str, str], seconds: float | None) -> None:

@@ -93,6 +93,10 @@ def test_models_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"base_url": "http://[::1/v1"}, "no http"),
         ({"backend": "openai"}, "needs a key.*OPENAI_API_KEY"),
         ({"base_url": URL, "api_key": "two\nlines"}, "key"),
+        ({"base_url": URL, "api_key": "so‑called"}, "key"),  # noqa: RUF001 - on purpose
+        ({"base_url": f"{URL}?key=x"}, "goes on after its path"),
+        ({"backend": "local", "model": "gpt-5"}, "only one here"),
+        ({"model": "gpt-5"}, "only one here.*base_url="),
     ],
 )
 def test_contradictions_and_typing_errors(arguments: dict[str, Any], complaint: str) -> None:
@@ -105,6 +109,7 @@ def test_no_message_repeats_a_secret() -> None:
         {"base_url": "user:CANARY@host/v1"},
         {"base_url": "ftp://user:CANARY@host/v1"},
         {"base_url": URL, "api_key": "CANARY\nCANARY"},
+        {"base_url": f"{URL}?key=CANARY"},
     ):
         with pytest.raises(ConfigError) as caught:
             resolve_backend(**arguments)
