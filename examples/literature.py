@@ -48,7 +48,11 @@ def questions(paper: dict[str, Any]) -> dict[str, str | Prompt]:
         "reference": Prompt(
             f"Extract the first author and the year.\n\n{paper['citation']}", schema=Reference
         ),
-        "keywords": Prompt(f"Give keywords for the paper {title}.", schema=Keywords),
+        "keywords": Prompt(
+            f"Give keywords for the paper {title}.",
+            schema=Keywords,
+            sampling={"max_tokens": 80, "temperature": 0},
+        ),
         "method": Prompt(f"Does the paper {title} present a new method?", schema=Verdict),
         "topic": f"What is the paper {title} about? One short sentence.",
         "used_for": f"{paper['context']}\n\nWhat is this function for? One short sentence.",

@@ -58,16 +58,17 @@ def main() -> None:
             time.sleep(0.02)
         first.kill()
         first.wait()
-        answered = server.ledger.answered
-        print(f"killed the first run after {answered} of {options.limit} answers")
+        time.sleep(0.2)  # what the first run had sent reaches the server
+        asked = len(server.ledger.asked())
+        print(f"the first run was killed when it had asked about {asked} of {options.limit} papers")
 
         results = ask(server.base_url, journal, options.limit)
-        asked = server.ledger.asked()
+        twice = sum(count > 1 for count in server.ledger.asked().values())
 
-    twice = sum(count > 1 for count in asked.values())
-    print(f"the second run found {results.stats.resumed} answers in the journal")
+    resumed = results.stats.resumed
+    print(f"the second run found {resumed} answers in the journal")
     print(f"answers: {len(results.ok)} of {options.limit}, lost: {options.limit - len(results.ok)}")
-    print(f"asked twice: {twice}; at most the {IN_FLIGHT} that were in flight at the kill can be")
+    print(f"asked twice: {twice}, the {asked - resumed} whose answers the journal did not have yet")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from scaleinfer.testing import SimulatedServer
+from scaleinfer.testing._thread import new_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -52,8 +53,14 @@ def journal(tmp_path: Path) -> Path:
     return tmp_path / "run.db"
 
 
+@pytest.fixture(scope="session")
+def uvloops_own_pipe() -> None:
+    """Have libuv make the pipe that it keeps for the life of the process."""
+    new_event_loop().close()
+
+
 @pytest.fixture(autouse=True)
-def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_left(uvloops_own_pipe: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fail a test that leaves tasks, threads, child processes, descriptors or a signal handler."""
     left_tasks: list[str] = []
     cancel_all = runners._cancel_all_tasks  # type: ignore[attr-defined] # the only place to look

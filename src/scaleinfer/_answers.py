@@ -208,7 +208,11 @@ def joint_result(index: int, key: str, item: Any, answers: dict[str, Answer]) ->
     for answer in answers.values():
         usage = usage.plus(answer.usage)
     last = list(answers.values())[-1]
-    error = next((answer.error for answer in answers.values() if answer.error is not None), None)
+    error = None
+    for name, answer in answers.items():
+        if error is None and answer.error is not None:
+            error = answer.error
+            error.message = f"question {name!r}: {error.message}"
     cut = any(answer.finish_reason == "length" for answer in answers.values())
     return Result(
         key=key,

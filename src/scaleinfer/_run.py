@@ -318,6 +318,11 @@ def _own_key(key: Callable[[Any], Any], item: Any) -> str:
         value = key(item)
     except Exception as error:
         raise PromptError(f"key raised {type(error).__name__}: {error}") from error
-    if value is None or value == "":
+    text = "" if value is None else str(value)
+    try:
+        usable = text.encode()
+    except UnicodeEncodeError:
+        usable = b""
+    if not usable:
         raise PromptError(f"key returned {value!r}, which identifies nothing.")
-    return str(value)
+    return text

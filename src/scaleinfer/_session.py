@@ -17,7 +17,7 @@ from scaleinfer._manifest import describe_run
 from scaleinfer._run import Run
 from scaleinfer.backends import resolve_backend
 from scaleinfer.data import source
-from scaleinfer.engine import Engine, Limiter, Retry
+from scaleinfer.engine import COME_BACK_LATER, Engine, GiveUp, Limiter, Retry, RetryAuthority
 from scaleinfer.errors import ConfigError, EndpointError
 from scaleinfer.map_result import RunStats
 from scaleinfer.observe import Snapshot, open_progress, summary_line
@@ -134,7 +134,7 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
             progress.note(f"Using the embedded model: {options.resolved.reason}.")
         unreachable: EndpointError | None = None
         try:
-            await backend.open()
+            await _open_backend(backend, options.retry, progress)
             stack.push_async_callback(backend.aclose)
         except EndpointError as error:
             unreachable = error
@@ -148,6 +148,27 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
             yield session
         finally:
             progress.close(session.snapshot(), session.summary())
+
+
+async def _open_backend(backend: Backend, retry: Retry, progress: Progress) -> None:
+    """Open the backend; a server that starts, or hiccups, is no reason to give up a run."""
+    authority, began = RetryAuthority(retry), time.monotonic()
+    failures = later = 0
+    while True:
+        try:
+            return await backend.open()
+        except EndpointError as error:
+            if isinstance(error, COME_BACK_LATER):
+                later += 1
+            else:
+                failures += 1
+            decision = authority.failed(
+                error, attempt=failures, later=later, first_failure=began, now=time.monotonic()
+            )
+            if isinstance(decision, GiveUp):
+                raise
+            progress.note(f"{type(error).__name__}: {error}", kind=type(error).__name__)
+        await asyncio.sleep(decision.seconds)
 
 
 async def _open_journal(options: Options) -> Journal | None:
@@ -243,7 +264,7 @@ class Session:
         if self.run.cause is not None:
             raise self.run.cause
 
-    def snapshot(self, phase: str = "running") -> Snapshot:
+    def snapshot(self) -> Snapshot:
         """Return where the run stands, for displays."""
         counts, engine = self.run.counts, self._engine.statistics()
         waiting = self.run.last_error or self._engine.last_error
@@ -258,10 +279,15 @@ class Session:
             prompt_tokens=counts.usage.prompt_tokens,
             completion_tokens=counts.usage.completion_tokens,
             elapsed_s=time.monotonic() - self._began,
-            phase=phase,
+            phase=self._phase(),
             last_error=None if waiting is None else waiting.message,
             name=self._options.name or "",
         )
+
+    def _phase(self) -> str:
+        if self.run.stopped:
+            return "stopping"
+        return "starting the model" if self._backend.starting else "running"
 
     def summary(self) -> str:
         """Return the line the run leaves behind."""

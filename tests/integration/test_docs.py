@@ -122,8 +122,8 @@ def folder(tmp_path: Path, server: SimulatedServer, monkeypatch: pytest.MonkeyPa
 @pytest.fixture
 def embedded_model() -> Iterator[None]:
     """Install the embedded model, unless it is there, and end its engine with the page."""
-    from scaleinfer.backends._local_engine import close_engines
     from scaleinfer.backends._local_files import install_model
+    from scaleinfer.backends._local_shared import close_engines
 
     install_model(progress=print)
     yield

@@ -403,6 +403,7 @@ async def test_long_prompts_and_long_answers_arrive_whole() -> None:
         (result,) = await parallel_map(
             [prompt], "{}", base_url=server.base_url, retry=Retry(timeout=30), **QUIET
         )
+        assert result.ok, result.error
         assert result.text == answer
         assert server.ledger.counts() == {prompt: 1}
 

@@ -72,6 +72,11 @@ class Backend(ABC):
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
+    @property
+    def starting(self) -> bool:
+        """True while calls wait for the endpoint to load its model, as far as that is known."""
+        return False
+
     @abstractmethod
     async def complete(self, request: Request, *, timeout: float | None = None) -> Completion:
         """Make one call: no retry, no waiting for a free place.

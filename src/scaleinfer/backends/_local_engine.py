@@ -11,12 +11,13 @@ gave, and cancels those that nobody waits for any more.
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from scaleinfer.backends._local_gguf import read_header
+from scaleinfer.backends._local_gguf import check_whole, read_header
 from scaleinfer.errors import ConfigError, Permanent, Transient
 
 if TYPE_CHECKING:
@@ -184,6 +185,8 @@ class Engine:
             self._pipeline = self._tokenizer = None
 
     def _open_pipeline(self) -> None:
+        # OpenVINO reports its use over the network unless its reporting module is missing.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # means absent
         try:
             import openvino_genai  # type: ignore[import-untyped,unused-ignore]  # no stubs
         except ImportError:
@@ -191,6 +194,7 @@ class Engine:
                 "The embedded model's runtime is not installed.",
                 hint="Run: pip install 'scaleinfer[local]'",
             ) from None
+        check_whole(self._path)
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
         scheduler.cache_size = self._cache_gib

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -11,7 +13,7 @@ from scaleinfer.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["GgufHeader", "read_header", "reencode_q8_0"]
+__all__ = ["GgufHeader", "check_whole", "read_header", "reencode_q8_0"]
 
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
@@ -20,6 +22,11 @@ _SCALARS = {
     6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
 }  # fmt: skip
 _LONGEST_STRING = 1 << 24
+# Bytes that 256 values take, by tensor type; ggml's block sizes.
+_BYTES_OF_256 = {
+    0: 1024, 1: 512, 2: 144, 3: 160, 6: 176, 7: 192, 8: 272, 10: 84, 11: 110, 12: 144,
+    13: 176, 14: 210, 30: 512,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,43 @@ def read_header(path: Path) -> GgufHeader:
             f"{path} is not a readable GGUF model ({_reason(error)}).",
             hint="Set SCALEINFER_LOCAL_MODEL to a whole .gguf file of a language model.",
         ) from None
+
+
+def check_whole(path: Path) -> None:
+    """Check that the file is as long as its header says.
+
+    OpenVINO reads beyond the end of a file that was cut short, and takes the process with it.
+
+    Raises:
+        ConfigError: The file is cut short.
+    """
+    try:
+        with path.open("rb") as file:
+            missing = _end_of_weights(file) - path.stat().st_size
+    except (OSError, struct.error, ValueError) as error:
+        raise ConfigError(f"{path} is not a readable GGUF model ({_reason(error)}).") from None
+    if missing > 0:
+        raise ConfigError(
+            f"{path} is cut short by {missing} bytes.", hint="Copy or download it again."
+        )
+
+
+def _end_of_weights(file: BinaryIO) -> int:
+    file.seek(8)
+    tensors, count = struct.unpack("<QQ", file.read(16))
+    alignment = 32
+    for _ in range(count):
+        name, kind = _string(file), _number(file, "<I")
+        value = _value(file, kind)
+        if name == "general.alignment":
+            alignment = value
+    end = 0
+    for _ in range(tensors):
+        _string(file)
+        values = math.prod(_number(file, "<Q") for _ in range(_number(file, "<I")))
+        kind, offset = _number(file, "<I"), _number(file, "<Q")
+        end = max(end, offset + values * _BYTES_OF_256.get(kind, 0) // 256)
+    return -(-file.tell() // alignment) * alignment + end
 
 
 def _reason(error: Exception) -> str:
@@ -113,6 +157,9 @@ def _value(file: BinaryIO, kind: int) -> Any:
         return _string(file)
     if kind == _ARRAY:
         item, count = _number(file, "<I"), _number(file, "<Q")
+        if item in _SCALARS:
+            file.seek(count * struct.calcsize(_SCALARS[item]), os.SEEK_CUR)
+            return None
         for _ in range(count):
             _value(file, item)
         return None

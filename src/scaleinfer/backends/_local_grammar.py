@@ -77,10 +77,13 @@ def schema_to_grammar(schema: dict[str, Any]) -> str:
     offered.
 
     Raises:
-        UnsupportedSchemaError: The schema needs a keyword, a format or a recursion that is
+        UnsupportedSchemaError: The schema is malformed, or needs a keyword, a format or a recursion that is
             outside the subset.
     """
-    return _Grammar(schema).text()
+    try:
+        return _Grammar(schema).text()
+    except (TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise UnsupportedSchemaError(f"the schema is malformed ({error})") from None
 
 
 class _Grammar:

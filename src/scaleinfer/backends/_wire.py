@@ -7,6 +7,7 @@ it is aiohttp today.
 from __future__ import annotations
 
 import asyncio
+import io
 import ipaddress
 import os
 import time
@@ -22,6 +23,8 @@ __all__ = ["AiohttpWire", "Failure", "Wire", "WireError", "WireResponse", "is_lo
 
 _CONNECT_TIMEOUT = 10.0
 _STALE_WITHIN = 1.0
+_LARGE = 1 << 19
+_WANTED_FILES, _SPARE_FILES = 1 << 16, 48
 
 
 class Failure(Enum):
@@ -42,11 +45,13 @@ class WireError(Exception):
 
     Attributes:
         failure: What kind of failure it was.
+        unanswered: True if the connection ended before a byte of answer came.
     """
 
-    def __init__(self, failure: Failure, message: str) -> None:
+    def __init__(self, failure: Failure, message: str, *, unanswered: bool = False) -> None:
         super().__init__(message)
         self.failure = failure
+        self.unanswered = unanswered
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ class AiohttpWire:
         import aiohttp
 
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
+            connector=aiohttp.TCPConnector(limit=_most_connections(), ttl_dns_cache=300),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=not is_loopback(url),
         )
@@ -120,7 +125,7 @@ class AiohttpWire:
         except WireError as error:
             # Servers close idle connections without a word. A POST that meets one fails at
             # once without a byte of answer, and is sent once more on a new connection.
-            if error.failure is Failure.BROKEN and time.monotonic() - began < _STALE_WITHIN:
+            if error.unanswered and time.monotonic() - began < _STALE_WITHIN:
                 return await self._send("POST", url, body, headers, timeout)
             raise
 
@@ -142,14 +147,39 @@ class AiohttpWire:
     ) -> WireResponse:
         import aiohttp
 
+        # aiohttp wants large bodies, images for instance, as files.
+        data = io.BytesIO(body) if body is not None and len(body) > _LARGE else body
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_TIMEOUT)
         try:
             async with self._session.request(
-                method, url, data=body, headers=headers, timeout=limits, allow_redirects=False
+                method, url, data=data, headers=headers, timeout=limits, allow_redirects=False
             ) as response:
                 return WireResponse(response.status, response.headers, await response.read())
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _wire_error(error, timeout) from error
+
+
+def _most_connections() -> int:
+    """Return how many connections this process can hold; 0 for any number.
+
+    The usual soft limit of 1024 open files is raised as far as the system lets us; within a
+    hard limit that is too low, calls wait for a connection instead of failing.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return 0
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return 0
+    wanted = _WANTED_FILES if hard == resource.RLIM_INFINITY else min(_WANTED_FILES, hard)
+    if soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+        except (ValueError, OSError):
+            pass
+    return max(1, soft - _SPARE_FILES)
 
 
 def _wire_error(error: Exception, timeout: float | None) -> WireError:
@@ -167,4 +197,6 @@ def _wire_error(error: Exception, timeout: float | None) -> WireError:
         # asyncio's own text for a refused connection names the address once more.
         plain = os.strerror(number) if number and number > 0 else str(cause or error)
         return WireError(Failure.CONNECT, plain)
-    return WireError(Failure.BROKEN, str(error) or type(error).__name__)
+    unanswered = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
+    text = str(error) or type(error).__name__
+    return WireError(Failure.BROKEN, text, unanswered=unanswered)

@@ -98,6 +98,7 @@ class LocalBackend(Backend):
         self._threads = threads
         self._max_tokens = max_tokens
         self._in_flight: set[Started] = set()
+        self._loading = 0
         self.model = self._path.stem if self._path is not None else MODEL
 
     async def open(self) -> None:
@@ -144,12 +145,21 @@ class LocalBackend(Backend):
         except TimeoutError:
             raise Transient(f"No answer within {timeout:g} s.", endpoint="local") from None
 
+    @property
+    def starting(self) -> bool:
+        """True while the model is being loaded."""
+        return self._loading > 0
+
     async def engine(self) -> Engine:
         """Return the engine, loaded."""
         path = self._checked_path()
         engine = shared_engine(path, exact=self._exact, threads=self._threads)
-        # The load goes on for the others when one caller is cancelled.
-        await asyncio.shield(asyncio.wrap_future(engine.ready))
+        self._loading += 1
+        try:
+            # The load goes on for the others when one caller is cancelled.
+            await asyncio.shield(asyncio.wrap_future(engine.ready))
+        finally:
+            self._loading -= 1
         return engine
 
     def start(

@@ -34,6 +34,8 @@ __all__ = ["OpenAIBackend"]
 _OFFICIAL = "https://api.openai.com/v1"
 _CHECK_TIMEOUT = 10.0
 _PAGES_BEFORE_FATAL = 5
+_PUBLIC_HEADERS = frozenset({"content-type", "accept", "user-agent"})
+_SHORTEST_SECRET = 8  # shorter values occur in texts by chance
 
 
 class OpenAIBackend(Backend):
@@ -89,6 +91,11 @@ class OpenAIBackend(Backend):
             **({"Authorization": f"Bearer {key}"} if key else {}),
             **(headers or {}),
         }
+        self._secrets = [
+            value.removeprefix("Bearer ").encode()
+            for name, value in self._headers.items()
+            if name.lower() not in _PUBLIC_HEADERS and len(value) >= _SHORTEST_SECRET
+        ]
         self._open: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Wire, int]]
         self._open = WeakKeyDictionary()
         self._pages: int | None = 0
@@ -137,6 +144,7 @@ class OpenAIBackend(Backend):
         except WireError as error:
             raise error_from_wire(error, endpoint=self.endpoint) from error
         only_pages = self._note_pages(response)
+        response = self._without_secrets(response)
         if response.status != 200:  # noqa: PLR2004 - OK
             if self._refuses_schemas(request, response):
                 self.json_schema = False
@@ -200,6 +208,14 @@ class OpenAIBackend(Backend):
         said = response.body.lower()
         return b"response_format" in said or b"json_schema" in said
 
+    def _without_secrets(self, response: WireResponse) -> WireResponse:
+        """Return the response without the key, should the server repeat it in an error."""
+        body = response.body
+        for secret in self._secrets:
+            if secret in body:
+                body = body.replace(secret, b"[secret]")
+        return response if body is response.body else replace(response, body=body)
+
     def _note_pages(self, response: WireResponse) -> bool:
         """Return True if this endpoint has sent nothing but web pages: no inference server."""
         if self._pages is not None:
@@ -221,6 +237,7 @@ class OpenAIBackend(Backend):
             response = await wire.get(f"{self._url}/models", self._headers, _CHECK_TIMEOUT)
         except WireError as error:
             raise error_from_wire(error, endpoint=self.endpoint) from error
+        response = self._without_secrets(response)
         if response.status != 200:  # noqa: PLR2004 - OK
             raise error_from_response(response, endpoint=self.endpoint, model="")
         try:

@@ -24,12 +24,14 @@ from scaleinfer.requests import Request, Sampling
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from pathlib import Path
+
     from aiohttp import web
 
     from scaleinfer.backends._local_engine import Generated
     from scaleinfer.backends.local import LocalBackend, Started
 
-__all__ = ["LocalServer", "serve", "serve_forever"]
+__all__ = ["LocalServer", "run_server", "serve"]
 
 _SAMPLING_FIELDS = (
     "temperature", "max_tokens", "top_p", "seed", "n", "stop", "logprobs", "top_logprobs",
@@ -340,12 +342,17 @@ def _error(message: str, status: int) -> web.Response:
     return _json(_error_body(message, status), status)
 
 
+def _announce(url: str) -> None:
+    # Whoever started the server may be reading its output through a pipe.
+    print(f"Serving on {url}", flush=True)
+
+
 async def serve(
     backend: LocalBackend,
     *,
     host: str = "127.0.0.1",
     port: int = 0,
-    ready: Callable[[str], None] = print,
+    ready: Callable[[str], None] = _announce,
 ) -> None:
     """Serve the embedded model until SIGTERM, SIGINT or cancellation.
 
@@ -375,13 +382,25 @@ async def serve(
                     loop.remove_signal_handler(number)
 
 
-def serve_forever(
-    backend: LocalBackend,
+def run_server(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
-    ready: Callable[[str], None] = print,
+    model_path: str | Path | None = None,
+    ready: Callable[[str], None] = _announce,
 ) -> None:
-    """Run `serve` in an event loop of its own; returns after SIGTERM or Ctrl-C."""
+    """Run `serve` in an event loop of its own; returns after SIGTERM or Ctrl-C.
+
+    Args:
+        host: Address to listen on.
+        port: Port; 0 takes a free one.
+        model_path: A GGUF file in place of the installed model.
+        ready: Called with the base URL once requests are answered.
+
+    Raises:
+        ConfigError: See `LocalServer.open`.
+    """
+    from scaleinfer.backends.local import LocalBackend
+
     with contextlib.suppress(KeyboardInterrupt):  # one that came while the model was loading
-        asyncio.run(serve(backend, host=host, port=port, ready=ready))
+        asyncio.run(serve(LocalBackend(model_path), host=host, port=port, ready=ready))

@@ -148,27 +148,8 @@ def usage_of(view: RequestView, choices: list[Choice]) -> dict[str, int]:
     }
 
 
-# What nearly every answer looks like; it is worth not to build and write out dicts for it.
-_USUAL = (
-    b'{"id":"chatcmpl-sim%d","object":"chat.completion","created":%d,"model":%b,"choices":'
-    b'[{"index":0,"message":{"role":"assistant","content":%b},"logprobs":null,'
-    b'"finish_reason":"stop"}],"usage":{"prompt_tokens":%d,"completion_tokens":%d,'
-    b'"total_tokens":%d}}'
-)
-
-
-def body_of(envelope: Envelope, choices: list[Choice], view: RequestView) -> bytes:
-    """Return the body of an answer that is not streamed, as JSON."""
-    if view.chat and len(choices) == 1 and "logprobs" not in view.body:
-        text, reason, message = choices[0]
-        if reason == "stop" and not message:
-            number, created, model, usage = envelope
-            texts = orjson.dumps(model), orjson.dumps(text)
-            return _USUAL % (number, created, *texts, *usage.values())
-    return orjson.dumps(_body(envelope, choices, view))
-
-
-def _body(envelope: Envelope, choices: list[Choice], view: RequestView) -> dict[str, Any]:
+def body_of(envelope: Envelope, choices: list[Choice], view: RequestView) -> dict[str, Any]:
+    """Return the body of an answer that is not streamed."""
     chat = view.chat
     make = _chat_choice if chat else _plain_choice
     return {

@@ -24,7 +24,7 @@ __all__ = ["Listener"]
 _BACKLOG = 4096
 _BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _HEADS = 4096
-"""How many heads to remember; they differ little more than by Content-Length."""
+"""How many heads to remember; those of one client differ by Content-Length alone."""
 
 
 class Listener:
@@ -161,7 +161,7 @@ class Connection(asyncio.Protocol):
         if self._trapped:
             transport.close()
             return
-        if not self._parsing and self._job is None:
+        if not self._parsing and self._idle:
             end = data.find(b"\r\n\r\n") + 4
             known = self._listener.heads.get(data[:end])
             if known is not None and len(data) == end + known[1]:
@@ -209,7 +209,7 @@ class Connection(asyncio.Protocol):
         body = b"".join(self._body)
         if whole_head and head.headers.get("content-length") == str(len(body)):
             self._remember(whole_head, head, len(body))
-        if self._job is None:
+        if self._idle:
             self._take(head, body)
         else:
             self._pipelined.append((head, body))
@@ -221,6 +221,10 @@ class Connection(asyncio.Protocol):
         heads[whole_head] = head, length
 
     # What the service decides.
+
+    @property
+    def _idle(self) -> bool:
+        return self._job is None and not self._pipelined
 
     def _take(self, head: Head, body: bytes) -> None:
         now = time.monotonic()
@@ -245,7 +249,14 @@ class Connection(asyncio.Protocol):
             transport.close()
         elif end is End.RESET:
             self._reset(transport)
-        elif self._pipelined and not self._trapped:
+        elif self._pipelined and self._trapped:
+            transport.close()
+        elif self._pipelined:
+            # Not at once: a long row of requests would nest as deep as it is long.
+            asyncio.get_running_loop().call_soon(self._take_next)
+
+    def _take_next(self) -> None:
+        if self._pipelined and self._transport is not None and not self._transport.is_closing():
             self._take(*self._pipelined.popleft())
 
     def abort(self) -> None:

@@ -37,7 +37,7 @@ class RequestRecord:
         status: HTTP status that was sent; `None` if none was.
         fault: Fault that was applied, such as `status 503` or `delay+drop`; empty if none.
         ok: True if a usable answer was written in full.
-        aborted: True if the client went away before its answer.
+        aborted: True if the client went away before its answer; not if the server was closed.
         authorised: True if an `Authorization` header came along. Its value is not kept.
         stream: True if the answer was asked for as server-sent events.
         headers: The headers without secrets, names in lower case.

@@ -22,6 +22,8 @@ from scaleinfer.testing._server import SimulatedServer
 from scaleinfer.testing._thread import new_event_loop
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scaleinfer.testing._settings import Settings
 
 __all__ = ["ServerProcess", "main", "raise_file_limit", "serve_in_this_process"]
@@ -208,7 +210,10 @@ def _tell(report: dict[str, Any]) -> None:
 
 
 async def serve_in_this_process(
-    server: SimulatedServer, on_open: Any, *, parent: int | None = None
+    server: SimulatedServer,
+    on_open: Callable[[SimulatedServer], None],
+    *,
+    parent: int | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, or until the parent is gone.
 
@@ -221,7 +226,8 @@ async def serve_in_this_process(
     raise_file_limit()
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        with contextlib.suppress(NotImplementedError):  # Windows
+            loop.add_signal_handler(number, stop.set)
     if parent is not None:
         threading.Thread(target=_await_end_of_input, args=(loop, stop), daemon=True).start()
     async with server:

@@ -268,7 +268,7 @@ class Service:
         if empty:
             choices = []
         if not view.stream:
-            body = body_of(envelope, choices, view)
+            body = orjson.dumps(body_of(envelope, choices, view))
             delivery = deliver(200, body, keep_alive=job.keep_alive, fault=fault, ok=not empty)
             return delivery, usage["completion_tokens"]
         pace = self.settings.tokens_per_second
