@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from scaleinfer.errors import ScaleInferError, SchemaError, error_from_dict
+from scaleinfer.errors import EndpointError, ScaleInferError, SchemaError, error_from_dict
 from scaleinfer.results import Result, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from scaleinfer.engine import Engine
     from scaleinfer.prompts import Question
@@ -122,7 +122,12 @@ class Answer:
 
 
 async def ask(
-    engine: Engine, question: Question, *, repairs: int, attempted: Callable[[Attempt], None]
+    engine: Engine,
+    question: Question,
+    *,
+    repairs: int,
+    attempted: Callable[[Attempt], None],
+    record: Callable[[Answer], Awaitable[None]],
 ) -> Answer:
     """Ask a question until the answer is valid or given up; errors are in the answer.
 
@@ -131,6 +136,9 @@ async def ask(
         question: What to ask.
         repairs: How often a bad answer is shown to the model again.
         attempted: Told of every call as it ends.
+        record: Given the answer, valid or not, and awaited. A valid one is recorded while its
+            call still holds its place at the endpoint, so that no more calls are unrecorded
+            than may be in flight.
     """
     answer = Answer(endpoint=engine.backend.endpoint)
     began = 0.0
@@ -140,34 +148,41 @@ async def ask(
         if not answer.attempts:
             began = time.monotonic() - attempt.latency_s
         answer.attempts = attempt.number
+        answer.latency_s = time.monotonic() - began
         attempted(attempt)
 
     try:
-        await _until_valid(engine, question, answer, repairs, count)
-    except ScaleInferError as error:
+        await _until_valid(engine, question, answer, repairs, count, record)
+    except (EndpointError, SchemaError) as error:
         answer.error = error
-    answer.latency_s = time.monotonic() - began if answer.attempts else 0.0
+        await record(answer)
     return answer
 
 
-async def _until_valid(
+async def _until_valid(  # noqa: PLR0917 - the inside of `ask`
     engine: Engine,
     question: Question,
     answer: Answer,
     repairs: int,
     attempted: Callable[[Attempt], None],
+    record: Callable[[Answer], Awaitable[None]],
 ) -> None:
     request, schema = question.request, question.schema
-    for repair in range(repairs + 1):
-        completion = await engine.call(request, attempted=attempted, number=answer.attempts)
+
+    async def settle(completion: Completion) -> None:
         answer.take(completion)
         if schema is None or completion.tool_calls:
             answer.value = completion.text
-            break
-        try:
+        else:
             answer.value = schema.parse(completion.text)
+        await record(answer)
+
+    for repair in range(repairs + 1):
+        try:
+            await engine.call(request, attempted=attempted, number=answer.attempts, settle=settle)
         except SchemaError as error:
-            cut = completion.finish_reason == "length"
+            assert schema is not None
+            cut = answer.finish_reason == "length"
             if repair == repairs:
                 rejected = _rejected(error, schema.name, repairs, cut=cut)
                 engine.authority.rejected(rejected)
@@ -175,8 +190,7 @@ async def _until_valid(
             messages = schema.repair(question.request.messages or [], error, cut=cut)
             request = replace(question.request, messages=messages)
         else:
-            break
-    engine.authority.accepted()
+            return
 
 
 def single_result(index: int, key: str, item: Any, answer: Answer) -> Result:

@@ -144,8 +144,10 @@ def load_schema(spec: str) -> type[BaseModel]:
         else:
             sys.path.insert(0, str(Path.cwd()))
             found = getattr(importlib.import_module(place), name, None)
-    except (ImportError, OSError) as error:
-        raise ConfigError(f"--schema {spec!r} cannot be loaded: {error}.") from error
+    except Exception as error:  # whatever the user's module raises
+        raise ConfigError(
+            f"--schema {spec!r} cannot be loaded: {type(error).__name__}: {error}."
+        ) from error
     if not isinstance(found, type):
         raise ConfigError(f"--schema {spec!r}: there is no class {name} in {place}.")
     return found

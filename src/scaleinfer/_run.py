@@ -8,6 +8,7 @@ rendering, waiting for a retry and writing to disk never leave a place at the en
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +28,18 @@ from scaleinfer.errors import (
 from scaleinfer.results import Result, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from scaleinfer.data import Source
     from scaleinfer.engine import Engine
     from scaleinfer.journal import Claim, Journal
     from scaleinfer.prompts import Question, Renderer
+    from scaleinfer.results import Attempt
 
 __all__ = ["Counts", "Run"]
 
 _SETTLE = 2.0
+_LATE = 0.5
 
 
 @dataclass(slots=True)
@@ -156,11 +159,16 @@ class Run:
     async def not_asked(self) -> AsyncGenerator[Result, None]:
         """Yield a result for each item that the stopped run left.
 
-        An input of unknown length may be endless: of it, only what was pulled.
+        An input of unknown length may be endless: of it, only what was pulled. One that is
+        slow must not hold up Ctrl-C: results whose items would come late are without them.
         """
         for index, item in self._left:
             yield self._unanswered(index, item)
-        while self._source.total is not None and (item := await self._source.next()) is not END:
+        total, deadline = self._source.total or 0, time.monotonic() + _LATE
+        while self._window.pulled < total:
+            item = await self._source.next() if time.monotonic() < deadline else None
+            if item is END:
+                return
             self._window.reserve()
             yield self._unanswered(self._window.pull(), item)
 
@@ -249,7 +257,7 @@ class Run:
         self, index: int, key: str, own: str | None, name: str, question: Question
     ) -> Answer:
         if self._journal is None:
-            answer = await self._ask(question, lambda attempt: None)
+            answer = await self._ask(question, _ignore, _nowhere)
         else:
             identity = identity_of(own, question.request)
             claim = await self._journal.claim(identity, key=key, question=name, index=index)
@@ -265,12 +273,14 @@ class Run:
             except SchemaError:
                 pass  # the schema's validators have changed: ask again
         try:
-            answer = await self._ask(question, lambda attempt: journal.attempt(claim, attempt))
+            return await self._ask(
+                question,
+                lambda attempt: journal.attempt(claim, attempt),
+                lambda answer: self._record(journal, claim, answer),
+            )
         except asyncio.CancelledError:
             journal.release(claim)
             raise
-        await self._record(journal, claim, answer)
-        return answer
 
     async def _record(self, journal: Journal, claim: Claim, answer: Answer) -> None:
         recorded = asyncio.get_running_loop().create_future()
@@ -291,8 +301,15 @@ class Run:
         finally:
             self._recording.discard(task)
 
-    async def _ask(self, question: Question, attempted: Callable[[Any], None]) -> Answer:
-        answer = await ask(self._engine, question, repairs=self._repairs, attempted=attempted)
+    async def _ask(
+        self,
+        question: Question,
+        attempted: Callable[[Attempt], None],
+        record: Callable[[Answer], Awaitable[None]],
+    ) -> Answer:
+        answer = await ask(
+            self._engine, question, repairs=self._repairs, attempted=attempted, record=record
+        )
         self.counts.calls += answer.attempts
         self.counts.usage = self.counts.usage.plus(answer.usage)
         cause = self._engine.authority.cause
@@ -311,6 +328,14 @@ class Run:
         else:
             counts.failed += 1
             self.last_error = result.error
+
+
+def _ignore(attempt: Attempt) -> None:
+    """Without a journal, attempts are only counted."""
+
+
+async def _nowhere(answer: Answer) -> None:
+    """Without a journal, there is nothing to record."""
 
 
 def _own_key(key: Callable[[Any], Any], item: Any) -> str:

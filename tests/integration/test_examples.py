@@ -19,11 +19,13 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 DEMO = ROOT / "src" / "scaleinfer" / "_demo.jsonl"
 ROOM_C = 25.0
+# The model shares the machine with whatever else runs.
+pytestmark = pytest.mark.timeout(240)
 EXECUTE = """
 import json, nbclient, nbformat
 notebook = nbformat.read("quickstart.ipynb", as_version=4)
 nbformat.validate(notebook)
-nbclient.NotebookClient(notebook, timeout=50).execute()
+nbclient.NotebookClient(notebook, timeout=200).execute()
 json.dump(notebook, open("executed.json", "w"))
 """
 
@@ -54,7 +56,7 @@ def run(folder: Path, name: str, *arguments: str) -> str:
     """Run an example as the documentation says and return what it printed."""
     done = subprocess.run(
         [sys.executable, f"examples/{name}", *arguments],
-        cwd=folder, capture_output=True, text=True, timeout=55, check=False,
+        cwd=folder, capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -109,7 +111,9 @@ def test_resume_loses_nothing(folder: Path) -> None:
 
 @pytest.mark.usefixtures("embedded_model")
 def test_quickstart_runs(folder: Path) -> None:
-    subprocess.run([sys.executable, "-c", EXECUTE], cwd=folder / "examples", timeout=58, check=True)
+    subprocess.run(
+        [sys.executable, "-c", EXECUTE], cwd=folder / "examples", timeout=220, check=True
+    )
     executed = json.loads((folder / "examples" / "executed.json").read_text(encoding="utf-8"))
     outputs = {cell["id"]: cell.get("outputs", []) for cell in executed["cells"]}
 

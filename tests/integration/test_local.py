@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import zipfile
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal
 
@@ -204,11 +203,13 @@ async def test_poisoned_engine_is_replaced(local_model: Path) -> None:
     second = await backend.engine()
     assert second is not engine
     second.close()
+    with pytest.raises(Transient, match="stopped"):
+        second.submit(Job([1], {"max_new_tokens": 1}))
 
 
 async def test_exact_answers_do_not_depend_on_company(local_model: Path) -> None:
     backend = LocalBackend(local_model, exact=True)
-    requests = [ask(f"Describe the number {i}.", max_tokens=16) for i in range(6)]
+    requests = [ask(f"Describe the number {i}.", max_tokens=12) for i in range(4)]
     together = await asyncio.gather(*(backend.complete(one) for one in requests))
     alone = [await backend.complete(one) for one in requests]
     assert [a.text for a in together] == [b.text for b in alone]
@@ -217,10 +218,11 @@ async def test_exact_answers_do_not_depend_on_company(local_model: Path) -> None
 
 async def test_unreadable_model_is_a_config_error(tmp_path: Path, local_model: Path) -> None:
     broken = tmp_path / "broken.gguf"
-    for length, named in ((1 << 20, "cut short"), (144 << 20, "cut short"), (100, "cut short")):
+    # The runtime would crash on these.
+    for length in (100, 1 << 20, local_model.stat().st_size - 1000):
         with local_model.open("rb") as whole:
             broken.write_bytes(whole.read(length))
-        with pytest.raises(ConfigError, match=named):
+        with pytest.raises(ConfigError, match="cut short"):
             await LocalBackend(broken).complete(ask("x"))
 
 
@@ -250,7 +252,7 @@ async def main(how):
     engine = await backend.engine()
     while not engine._active:
         await asyncio.sleep(0.01)
-    if how == "fork":
+    if how == "return":
         child = os.fork()
         if child == 0:
             try:
@@ -262,7 +264,7 @@ async def main(how):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     elif how == "raise":
         raise ValueError("on purpose")
-    elif how != "return":
+    else:
         os.kill(os.getpid(), getattr(signal, how))
         await asyncio.sleep(30)
 
@@ -271,7 +273,7 @@ asyncio.run(main(sys.argv[2]))
 
 
 async def test_process_ends_however_it_ends(local_model: Path) -> None:
-    wanted = {"return": 0, "fork": 0, "raise": 1, "SIGTERM": -15, "SIGINT": -2}
+    wanted = {"return": 0, "raise": 1, "SIGTERM": -15, "SIGINT": -2}
 
     async def run(how: str) -> tuple[int | None, str]:
         process = await asyncio.create_subprocess_exec(
@@ -350,12 +352,3 @@ def test_importing_the_backend_is_light() -> None:
         "sys.exit(any(m in sys.modules for m in ('openvino', 'gguf', 'numpy', 'aiohttp')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-async def test_closed_engine_takes_no_more(local_model: Path) -> None:
-    engine = shared_engine(local_model, threads=1)
-    await asyncio.wrap_future(engine.ready)
-    engine.close()
-    job = Job([1], {"max_new_tokens": 1}, future=Future())
-    with pytest.raises(Transient):
-        engine.submit(job)

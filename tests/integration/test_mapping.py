@@ -324,9 +324,7 @@ async def test_tool_calls_are_handed_over() -> None:
 
     async with SimulatedServer(answer=lambda view: {"content": None, "tool_calls": [call]}) as s:
         for schema in (None, Unused):
-            (result,) = await parallel_map(
-                [1], "{}", base_url=s.base_url, schema=schema, **QUIET
-            )
+            (result,) = await parallel_map([1], "{}", base_url=s.base_url, schema=schema, **QUIET)
             assert result.ok
             assert result.tool_calls == [call]
             assert result.attempts == 1
@@ -420,9 +418,7 @@ async def test_a_context_too_long_fails_that_item_alone() -> None:
 
 async def test_on_error_raise_ends_the_run(server: SimulatedServer) -> None:
     with pytest.raises(PromptError, match="item 0"):
-        await parallel_map(
-            range(50), fragile, base_url=server.base_url, on_error="raise", **QUIET
-        )
+        await parallel_map(range(50), fragile, base_url=server.base_url, on_error="raise", **QUIET)
     with pytest.raises(PromptError):
         async for _ in stream_map(
             range(50), fragile, base_url=server.base_url, on_error="raise", **QUIET
@@ -475,5 +471,3 @@ async def test_cancelling_closes_the_connections() -> None:
         assert server.ledger.aborted == 20
         assert server.ledger.in_flight == 0
         assert server.ledger.arrived == 20
-
-

@@ -131,9 +131,7 @@ async def test_a_server_that_comes_up_in_time_is_waited_for() -> None:
 )
 async def test_a_hiccup_while_asking_for_the_model_does_not_end_the_run(fault: Fault) -> None:
     async with SimulatedServer(faults=[fault]) as server:
-        results = await parallel_map(
-            ITEMS, "{}", base_url=server.base_url, retry=FAST, **QUIET
-        )
+        results = await parallel_map(ITEMS, "{}", base_url=server.base_url, retry=FAST, **QUIET)
         assert results.stats.ok == 60, results.stopped
 
 
@@ -160,7 +158,9 @@ PASSING = [
 ]
 
 
-@pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.name} {fault.on[0]}{fault.at}")
+@pytest.mark.parametrize(
+    "fault", PASSING, ids=lambda fault: f"{fault.name} {fault.on[0]}{fault.at}"
+)
 async def test_each_fault_alone_passes(fault: Fault) -> None:
     retry = Retry(attempts=20, initial=0.01, maximum=0.02, timeout=0.5)
     async with SimulatedServer(faults=[fault]) as server:
@@ -235,9 +235,7 @@ async def test_waiting_items_hold_no_place() -> None:
     fault = Fault.status(429, first=1, retry_after=1.0, match="even")
     items = [f"{'even' if number % 2 == 0 else 'odd'} {number}" for number in range(20)]
     async with SimulatedServer(faults=[fault]) as server:
-        results = await parallel_map(
-            items, "{}", base_url=server.base_url, concurrency=1, **QUIET
-        )
+        results = await parallel_map(items, "{}", base_url=server.base_url, concurrency=1, **QUIET)
         assert results.stats.ok == 20
         requests = server.ledger.requests
         last_odd = max(request.arrived for request in requests if "odd" in request.prompt)
@@ -279,9 +277,7 @@ async def test_fifty_failures_in_a_row_stop_the_run() -> None:
         assert results.stats.not_asked > 400
         assert "HTTP 400" in results.stopped
         assert "not answered" in str(results[499].error)
-        results = await parallel_map(
-            range(200), "{}", retry=Retry(stop_after=None), **options
-        )
+        results = await parallel_map(range(200), "{}", retry=Retry(stop_after=None), **options)
         assert results.stopped == ""
         assert results.stats.failed == 200
 

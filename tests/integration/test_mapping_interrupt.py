@@ -154,6 +154,7 @@ def test_a_second_ctrl_c_goes_through(slow_server: ServerProcess) -> None:
     script = """
 def stuck(number):
     if number == 30:
+        print("stuck", flush=True)
         time.sleep(60)
     return f"{number}"
 try:
@@ -164,8 +165,11 @@ except KeyboardInterrupt:
     process = subprocess.Popen(
         [sys.executable, "-c", START + script, slow_server.base_url, ""], stdout=subprocess.PIPE
     )
+    assert process.stdout is not None
     try:
-        time.sleep(2.0)
+        deadline = time.monotonic() + 30
+        while not process.stdout.readline() and time.monotonic() < deadline:
+            pass
         for _ in range(2):
             os.kill(process.pid, signal.SIGINT)
             time.sleep(0.3)

@@ -128,9 +128,7 @@ def test_the_order_is_free_of_cycles() -> None:
     seen: dict[str, set[str]] = {}
     for path in FILES:
         others = {
-            module.split(".")[1]
-            for _, module in imports(path)
-            if module.startswith("scaleinfer.")
+            module.split(".")[1] for _, module in imports(path) if module.startswith("scaleinfer.")
         }
         seen.setdefault(room_of(path), set()).update(others & set(RANK))
     for room, others in seen.items():

@@ -13,7 +13,7 @@ from scaleinfer.errors import EndpointError, Permanent
 from scaleinfer.results import Attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from scaleinfer.backends._base import Backend
     from scaleinfer.engine._limiter import Limiter, LimiterStatistics
@@ -63,7 +63,12 @@ class Engine:
         self._waiting = 0
 
     async def call(
-        self, request: Request, *, attempted: Callable[[Attempt], None], number: int = 0
+        self,
+        request: Request,
+        *,
+        attempted: Callable[[Attempt], None],
+        number: int = 0,
+        settle: Callable[[Completion], Awaitable[None]] | None = None,
     ) -> Completion:
         """Make a request and return its answer.
 
@@ -71,6 +76,8 @@ class Engine:
             request: What to ask.
             attempted: Told of every call as it ends.
             number: Calls already made for the item.
+            settle: Given the answer and awaited before the call's place is given back. What
+                it raises goes to the caller.
 
         Raises:
             EndpointError: The request was given up.
@@ -80,7 +87,7 @@ class Engine:
         while True:
             number += 1
             try:
-                return await self._attempt(request, attempted, number)
+                return await self._attempt(request, attempted, number, settle)
             except EndpointError as error:
                 self.last_error = error
                 now = time.monotonic()
@@ -101,32 +108,42 @@ class Engine:
                 self._waiting -= 1
 
     async def _attempt(
-        self, request: Request, attempted: Callable[[Attempt], None], number: int
+        self,
+        request: Request,
+        attempted: Callable[[Attempt], None],
+        number: int,
+        settle: Callable[[Completion], Awaitable[None]] | None,
     ) -> Completion:
         await self._gate.enter(leave=self._release)
-        started, began = time.time(), time.monotonic()
-        endpoint = self.backend.endpoint
+        try:
+            completion = await self._timed(request, attempted, number)
+            self.authority.succeeded()
+            if settle is not None:
+                await settle(completion)
+            self.authority.accepted()
+            return completion
+        finally:
+            self._release()
+
+    async def _timed(
+        self, request: Request, attempted: Callable[[Attempt], None], number: int
+    ) -> Completion:
+        endpoint, started, began = self.backend.endpoint, time.time(), time.monotonic()
         try:
             completion = await self._complete(request)
         except EndpointError as error:
-            latency = time.monotonic() - began
-            status = type(error).__name__
+            took, status = time.monotonic() - began, type(error).__name__
             attempted(
-                Attempt(
-                    number, endpoint, started, latency, status, error.status, error=error.message
-                )
+                Attempt(number, endpoint, started, took, status, error.status, error=error.message)
             )
             raise
-        finally:
-            self._release()
-        self.authority.succeeded()
-        usage = completion.usage
+        usage, took = completion.usage, time.monotonic() - began
         attempted(
             Attempt(
                 number,
                 endpoint,
                 started,
-                time.monotonic() - began,
+                took,
                 "ok",
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,

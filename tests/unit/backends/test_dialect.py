@@ -57,9 +57,7 @@ LLAMA_LONG = {
 }
 PAGE = b"<!DOCTYPE html><html><head><title>502 Bad Gateway</title></head></html>"
 VLLM_LONG = "This model's maximum context length is 4096 tokens. However, you requested 5000."
-VLLM_LONG_NOW = (
-    "The decoder prompt (length 5000) is longer than the maximum model length of 4096."
-)
+VLLM_LONG_NOW = "The decoder prompt (length 5000) is longer than the maximum model length of 4096."
 SGLANG_LONG = "The input (5000 tokens) is longer than the model's context length (4096 tokens)."
 
 CASES: list[tuple[int, Any, type[EndpointError], bool, str]] = [
@@ -75,7 +73,13 @@ CASES: list[tuple[int, Any, type[EndpointError], bool, str]] = [
     (401, {"error": "Unauthorized"}, AuthError, True, "Unauthorized"),
     (403, {"detail": "Not authenticated"}, AuthError, True, "Not authenticated"),
     (404, openai("The model `llama` does not exist", "model_not_found"), Permanent, True, "model="),
-    (404, vllm("The model `llama` does not exist.", "NotFoundError", 404), Permanent, True, "model="),
+    (
+        404,
+        vllm("The model `llama` does not exist.", "NotFoundError", 404),
+        Permanent,
+        True,
+        "model=",
+    ),
     (404, {"detail": "Not Found"}, Permanent, True, "ends in /v1"),
     (404, PAGE, Permanent, True, "ends in /v1"),
     (405, {"detail": "Method Not Allowed"}, Permanent, True, "ends in /v1"),

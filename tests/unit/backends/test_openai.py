@@ -144,9 +144,7 @@ async def test_the_only_model_is_taken(wire: type[ScriptedWire]) -> None:
 @pytest.mark.parametrize(
     ("models", "said"), [([], "offers none"), (["a", "b"], "offers a, b"), (list("x" * 30), "x")]
 )
-async def test_no_model_or_too_many(
-    wire: type[ScriptedWire], models: list[str], said: str
-) -> None:
+async def test_no_model_or_too_many(wire: type[ScriptedWire], models: list[str], said: str) -> None:
     wire.script[:] = [(200, {"data": [{"id": model} for model in models]})]
     with pytest.raises(ConfigError, match=f"{said}.*Pass model="):
         await OpenAIBackend(URL).open()

@@ -124,8 +124,7 @@ async def test_never_more_in_flight_than_allowed() -> None:
     release = asyncio.get_running_loop().create_future()
     engine, backend = engine_of(release, limit=3)
     calls = [
-        asyncio.create_task(engine.call(REQUEST, attempted=lambda attempt: None))
-        for _ in range(10)
+        asyncio.create_task(engine.call(REQUEST, attempted=lambda attempt: None)) for _ in range(10)
     ]
     await turns()
     assert backend.running == 3
