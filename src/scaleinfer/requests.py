@@ -67,7 +67,7 @@ class Sampling:
         """
         if value is None:
             return cls()
-        if isinstance(value, cls):
+        if isinstance(value, Sampling):
             return value
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(value) - known)

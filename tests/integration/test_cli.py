@@ -13,8 +13,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from scaleinfer import __version__
@@ -24,6 +22,9 @@ from scaleinfer.testing import Fault, SimulatedServer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+pa: Any = pytest.importorskip("pyarrow")
+pq: Any = pytest.importorskip("pyarrow.parquet")
 
 ROWS = [{"id": f"m{number}", "title": f"Molecule {number}"} for number in range(5)]
 SCHEMA = """

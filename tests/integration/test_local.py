@@ -140,9 +140,7 @@ async def test_timeout_and_close_are_transient(backend: LocalBackend) -> None:
 
 async def test_event_loop_runs_while_the_model_computes(backend: LocalBackend) -> None:
     await backend.engine()
-    task = asyncio.gather(
-        *(backend.complete(ask(f"Story {i}.", max_tokens=24)) for i in range(16))
-    )
+    task = asyncio.gather(*(backend.complete(ask(f"Story {i}.", max_tokens=24)) for i in range(16)))
     turns = 0
     while not task.done():
         await asyncio.sleep(0.001)

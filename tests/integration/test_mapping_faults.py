@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -26,6 +26,11 @@ from scaleinfer import (
 )
 from scaleinfer.testing import Fault, SimulatedServer
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from scaleinfer import Result
+
 pytestmark = pytest.mark.anyio
 
 QUIET: dict[str, Any] = {"progress": False}
@@ -39,6 +44,10 @@ def nowhere() -> str:
         return f"http://127.0.0.1:{reserved.getsockname()[1]}/v1"
 
 
+async def all_of(stream: AsyncIterator[Result]) -> list[Result]:
+    return [result async for result in stream]
+
+
 async def test_wrong_key_stops_the_run_and_says_what_to_do() -> None:
     async with SimulatedServer(api_key="right") as server:
         options = {"base_url": server.base_url, "model": "sim-model", "concurrency": 4, **QUIET}
@@ -49,10 +58,10 @@ async def test_wrong_key_stops_the_run_and_says_what_to_do() -> None:
         assert str(results[59].error).startswith("item 59: HTTP 401")
         assert server.ledger.arrived <= 8
         assert "401" in results.stopped
-        assert (results.stats.not_asked > 0) and results.stats.ok == 0
+        assert results.stats.not_asked > 0
+        assert results.stats.ok == 0
         with pytest.raises(AuthError, match="Incorrect API key"):
-            async for _ in stream_map(ITEMS, "{}", api_key="wrong", **options):
-                pass
+            await all_of(stream_map(ITEMS, "{}", api_key="wrong", **options))
         assert (await parallel_map(ITEMS, "{}", api_key="right", **options)).stats.ok == 60
 
 
@@ -86,8 +95,7 @@ async def test_no_server_at_all_is_said_within_seconds(model: str | None) -> Non
     assert f"cannot connect to {url}: Connection refused" in str(results[7].error)
     assert "item 7: " in str(results[7].error)
     with pytest.raises(Transient, match="cannot connect"):
-        async for result in stream_map(ITEMS, "{}", base_url=url, model=model, **QUIET):
-            assert not result.ok
+        await all_of(stream_map(ITEMS, "{}", base_url=url, model=model, **QUIET))
 
 
 @pytest.mark.parametrize("path", ["", "/v2", "/v1/chat/completions"])

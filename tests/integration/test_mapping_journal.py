@@ -26,7 +26,6 @@ pytestmark = pytest.mark.anyio
 
 QUIET: dict[str, Any] = {"progress": False}
 CANARY = "sk-CANARY-4711"
-LANES = 2 * 4 + 32
 ITEMS = [f"item {number}" for number in range(30)]
 
 
@@ -206,10 +205,10 @@ async def test_a_second_writer_is_refused_at_once(server: SimulatedServer, journ
 async def test_a_file_that_is_no_journal_is_left_alone(
     content: bytes, server: SimulatedServer, journal: Path
 ) -> None:
-    journal.write_bytes(content)
+    journal.write_bytes(content)  # noqa: ASYNC240 - a moment
     with pytest.raises(JournalError):
         await mapped(server, journal)
-    assert journal.read_bytes() == content
+    assert journal.read_bytes() == content  # noqa: ASYNC240 - a moment
     assert server.ledger.arrived == 0
 
 
@@ -264,11 +263,11 @@ async def test_no_secret_gets_anywhere(
                 "{}",
                 backend=backend,
                 journal=journal,
-                progress=progress,  # type: ignore[arg-type] # one of its literals
+                progress=progress,
                 retry=Retry(initial=0.01),
             )
         asyncio.get_running_loop().set_debug(False)
-        clean = [result for result in results if "item 3" != result.item]
+        clean = [result for result in results if result.item != "item 3"]
         shown = repr(results.stats) + repr(results) + repr(backend) + repr(clean)
         assert results.stats.ok == 29
     files = b"".join(path.read_bytes() for path in journal.parent.iterdir() if path.is_file())
@@ -302,5 +301,4 @@ asyncio.run(main())
         assert results.stats.ok == 1000
         assert results.stats.resumed >= 100
         assert server.ledger.arrived - before == 1000 - results.stats.resumed
-        # At most what its lanes had in hand: asked, or answered and not yet on disk.
-        assert sum(server.ledger.asked().values()) <= 1000 + LANES
+        assert sum(server.ledger.asked().values()) <= 1000 + 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import date
+from datetime import date  # noqa: TC003 - pydantic needs it at run time
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 

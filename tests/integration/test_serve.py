@@ -126,9 +126,7 @@ async def test_errors_are_openai_shaped(client: openai.AsyncOpenAI, server: Loca
             assert answer.json()["error"]["message"], body
 
 
-async def test_client_that_goes_away_ends_its_call(
-    server: LocalServer, local_engine: Path
-) -> None:
+async def test_client_that_goes_away_ends_its_call(server: LocalServer, local_engine: Path) -> None:
     engine = await LocalBackend(local_engine).engine()
     host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
     for stream in (False, True):

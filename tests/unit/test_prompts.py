@@ -31,7 +31,7 @@ class Molecule:
     _secret: int = 0
 
 
-Row = namedtuple("Row", ["name", "mass"])  # noqa: PYI024 - what pandas' itertuples gives
+Row = namedtuple("Row", ["name", "mass"])
 
 
 async def one(prompt_fn: Any, item: Any = None, **options: Any) -> Question:
@@ -148,7 +148,12 @@ async def test_messages_pass_through_untouched() -> None:
 async def test_own_system_message_wins() -> None:
     for role in ("system", "developer"):
         messages = [{"role": role, "content": "mine"}, {"role": "user", "content": "x"}]
-        question = await one(lambda item, m=messages: m, system="the map's")
+        mine = messages
+
+        def own(item: Any) -> Any:
+            return mine  # noqa: B023 - rendered before the next turn
+
+        question = await one(own, system="the map's")
         assert question.request.messages == messages
     question = await one(lambda item: Prompt("x", system="mine"), system="the map's")
     assert question.request.messages == [
@@ -174,13 +179,12 @@ async def test_completion_is_plain_text() -> None:
     question = await one(lambda item: Prompt("Once upon", completion=True), system="s")
     assert question.request.messages is None
     assert question.request.prompt == "Once upon"
-    for wrong in (
-        lambda: Prompt([{"role": "user", "content": "x"}], completion=True),
-        lambda: Prompt("x", completion=True, system="s"),
-        lambda: Prompt("x", completion=True, schema=Answer),
-    ):
-        with pytest.raises(ConfigError):
-            wrong()
+    with pytest.raises(ConfigError):
+        Prompt([{"role": "user", "content": "x"}], completion=True)
+    with pytest.raises(ConfigError):
+        Prompt("x", completion=True, system="s")
+    with pytest.raises(ConfigError):
+        Prompt("x", completion=True, schema=Answer)
 
 
 async def test_named_questions_keep_their_order() -> None:
@@ -235,7 +239,7 @@ async def test_bad_returns_cost_the_item_alone(prompt_fn: Any, complaint: str) -
 
 
 async def test_no_function_at_all() -> None:
-    with pytest.raises(ConfigError, match="must be a function.*not int"):
+    with pytest.raises(ConfigError, match=r"must be a function.*not int"):
         Renderer(3)  # type: ignore[arg-type] # on purpose
     with pytest.raises(ConfigError, match="no parameter"):
         Renderer("{x}", sampling={"tmp": 1})

@@ -23,7 +23,6 @@ from scaleinfer.requests import Request, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-
     from pathlib import Path
 
     from aiohttp import web

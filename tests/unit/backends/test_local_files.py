@@ -91,15 +91,13 @@ def test_chosen_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         model_path()
 
 
-@pytest.mark.parametrize(
-    ("package", "command"), [("gguf", "pip install"), ("pip", "pip install")]
-)
-def test_missing_tool_is_named(
-    monkeypatch: pytest.MonkeyPatch, package: str, command: str
-) -> None:
+@pytest.mark.parametrize(("package", "command"), [("gguf", "pip install"), ("pip", "pip install")])
+def test_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch, package: str, command: str) -> None:
     real = _local_files.importlib.util.find_spec
     monkeypatch.setattr(
-        _local_files.importlib.util, "find_spec", lambda name: None if name == package else real(name)
+        _local_files.importlib.util,
+        "find_spec",
+        lambda name: None if name == package else real(name),
     )
     with pytest.raises(ConfigError, match=package) as caught:
         install_model(progress=lambda _line: None)

@@ -36,12 +36,21 @@ class ScriptedWire:
         type(self).opened += 1
 
     async def post(
-        self, url: str, body: bytes, headers: Mapping[str, str], timeout: float | None
+        self,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        timeout: float | None,  # noqa: ASYNC109 - the wire's own
     ) -> WireResponse:
         self.sent.append((url, json.loads(body), headers, timeout))
         return self._next()
 
-    async def get(self, url: str, headers: Mapping[str, str], timeout: float) -> WireResponse:
+    async def get(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        timeout: float,  # noqa: ASYNC109 - the wire's own
+    ) -> WireResponse:
         self.sent.append((url, {}, headers, timeout))
         return self._next()
 

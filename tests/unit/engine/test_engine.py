@@ -41,7 +41,12 @@ class Scripted(Backend):
         self.timeouts: list[float | None] = []
         self.running = self.peak = self.ended = 0
 
-    async def complete(self, request: Request, *, timeout: float | None = None) -> Completion:
+    async def complete(
+        self,
+        request: Request,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - the contract's own
+    ) -> Completion:
         self.timeouts.append(timeout)
         step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         self.running += 1

@@ -160,8 +160,8 @@ class Run(RuleBasedStateMachine):
         stop_after=st.none() | st.integers(1, 5),
     )
     def make(self, attempts: int, patience: float, stop_after: int | None) -> None:
-        self.rules = Retry(attempts=attempts, patience=patience, stop_after=stop_after)
-        self.it = RetryAuthority(self.rules, wait=double)
+        self.limits = Retry(attempts=attempts, patience=patience, stop_after=stop_after)
+        self.it = RetryAuthority(self.limits, wait=double)
         self.now = 0.0
         self.open: dict[int, list[float]] = {}
         self.calls = self.good = self.retried = 0
@@ -210,11 +210,11 @@ class Run(RuleBasedStateMachine):
         assert stopping or self.it.cause is None, "a run that stops must not wait"
         assert not fatal
         assert kind not in {Permanent, AuthError}
-        assert failures < self.rules.attempts or kind in LATER
+        assert failures < self.limits.attempts or kind in LATER
         assert 0 <= decision.seconds < math.inf
         if retry_after is not None:
             assert decision.seconds >= retry_after
-            assert retry_after <= self.rules.patience
+            assert retry_after <= self.limits.patience
 
     @invariant()
     def counts_add_up(self) -> None:
@@ -222,7 +222,7 @@ class Run(RuleBasedStateMachine):
         assert statistics.successes == self.good
         assert statistics.failures == self.calls
         assert statistics.retries == self.retried
-        limit = self.rules.stop_after
+        limit = self.limits.stop_after
         if limit is not None and statistics.given_up_in_a_row >= limit:
             assert self.it.cause is not None
 
