@@ -112,7 +112,7 @@ def test_every_output(name: str, run: Any, url: str, tmp_path: Path) -> None:
     if name.endswith(".jsonl"):
         rows = [json.loads(line) for line in written.read_text().splitlines()]
     elif name.endswith(".csv"):
-        rows = list(csv.DictReader(written.open()))
+        rows = list(csv.DictReader(io.StringIO(written.read_text())))
     else:
         rows = pq.read_table(written).to_pylist()
     assert [row["text"] for row in rows] == [f"echo: Molecule {n}" for n in range(5)]
@@ -192,7 +192,7 @@ WRONG = [
     ("map a.jsonl --prompt {t --base-url URL", "template cannot be read"),
     ("map a.jsonl --prompt none --base-url URL", "names no field"),
     ("map missing.jsonl --prompt {t} --base-url URL", "missing.jsonl"),
-    ("map bad.jsonl --prompt {title} --base-url URL", "line 2"),
+    ("map bad.jsonl --prompt {title} --base-url URL", "line 1"),
     ("map a.jsonl --prompt {t} --base-url nowhere", "no http"),
     ("map a.jsonl --prompt {t} --base-url URL --model gpt-17 --limit 0 --tempo 1", "--tempo"),
     ("map a.jsonl --prompt {t} --base-url URL --schema Soluble", "module:Class"),
@@ -219,7 +219,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     line: str, said: str, run: Any, url: str, tmp_path: Path
 ) -> None:
     write_input(tmp_path, "a.jsonl")
-    (tmp_path / "bad.jsonl").write_text('{"title": "x"}\n{"title": \n')
+    (tmp_path / "bad.jsonl").write_text('{"title": \n{"title": "x"}\n')
     (tmp_path / "answers.py").write_text(SCHEMA)
     (tmp_path / "broken.py").write_text("this is no Python")
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -230,6 +230,14 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     assert "Traceback" not in err
     left = {path.name for path in tmp_path.iterdir()} - set(before) - {"__pycache__"}
     assert not left
+
+
+def test_an_input_that_breaks_off_keeps_what_landed(run: Any, url: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"title": "x"}\n{"title": \n')
+    code, out, err = run("map", "a.jsonl", "--prompt", "{title}", "--base-url", url)
+    assert code == 3
+    assert json.loads(out)["text"] == "echo: x"
+    assert "a.jsonl, line 2: not JSON" in err
 
 
 def test_wrong_key_and_server_down(run: Any, tmp_path: Path) -> None:
