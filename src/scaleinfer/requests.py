@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, fields
+from decimal import Decimal
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -90,6 +92,19 @@ class Sampling:
 _WIRE_PARAMETERS = tuple(f.name for f in fields(Sampling) if f.name != "extra")
 
 
+def plain(value: Any) -> Any:
+    """Return as JSON data what orjson does not know; for its `default=`.
+
+    Raises:
+        TypeError: No faithful JSON exists; an object's address, say, would be sent.
+    """
+    if isinstance(value, Decimal | PurePath):
+        return str(value)
+    if type(value).__module__ == "numpy":
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON data")
+
+
 @dataclass(slots=True)
 class Request:
     """One call to a model; not changed once made (`dataclasses.replace` makes a new one).
@@ -133,12 +148,12 @@ class Request:
         }
         try:
             text = orjson.dumps(
-                asked, default=str, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+                asked, default=plain, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
             )
         except orjson.JSONEncodeError as error:
             raise PromptError(
                 f"the prompt cannot be written as JSON: {error}.",
-                hint="Half a surrogate pair or an integer beyond 64 bits does that.",
+                hint="Text, numbers, dates, lists and dicts can; an image goes in as a data: URL.",
             ) from error
         self._digest = hashlib.blake2b(text, digest_size=16).digest()
         return self._digest

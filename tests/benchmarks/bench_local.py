@@ -92,7 +92,7 @@ def bench_openvino(model: Path, *, exact: bool) -> None:
 def bench_xllamacpp(model: Path) -> None:
     """Measure llama.cpp's server, asked in process, without HTTP."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    import xllamacpp  # type: ignore[import-not-found,unused-ignore]  # only for this comparison
+    import xllamacpp  # type: ignore[import-not-found,import-untyped,unused-ignore]  # no stubs
 
     params = xllamacpp.CommonParams()
     params.model.path = str(model)

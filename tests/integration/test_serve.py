@@ -20,7 +20,7 @@ from scaleinfer.backends.serve import LocalServer
 from scaleinfer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
@@ -32,6 +32,11 @@ FRANCE: Any = [{"role": "user", "content": "What is the capital of France?"}]
 class Verdict(BaseModel):
     solubility: Literal["low", "high"]
     rings: int
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110 - the engine's threads set no event of this loop
+        await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -135,16 +140,14 @@ async def test_client_that_goes_away_ends_its_call(server: LocalServer, local_en
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write((head + body).encode())
         await writer.drain()
-        while not engine._active:
-            await asyncio.sleep(0.01)
+        await until(lambda: engine._active)
         if stream:
             await reader.readuntil(b"data: ")
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
         async with asyncio.timeout(5):
-            while engine._active:
-                await asyncio.sleep(0.01)
+            await until(lambda: not engine._active)
 
 
 async def test_taken_port_has_words(server: LocalServer, local_engine: Path) -> None:

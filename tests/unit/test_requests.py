@@ -7,8 +7,10 @@ from collections import OrderedDict
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
+from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,12 +79,16 @@ def test_digest_does_not_depend_on_the_order_of_keys_nor_on_equal_spellings() ->
     assert extra.digest() == Request(CHAT, sampling=Sampling(seed=3)).digest()
 
 
-def test_digest_takes_dates_and_decimals() -> None:
+def test_digest_takes_dates_decimals_paths_and_numpy() -> None:
+    exact = Request(CHAT, sampling=Sampling(temperature=0.5, seed=3))
+    numpy = Sampling(temperature=np.float64(0.5), seed=np.int64(3))  # type: ignore[arg-type] # as given
+    assert Request(CHAT, sampling=numpy).digest() == exact.digest()
+    assert Request(CHAT, model=PurePath("a/b")).digest() == Request(CHAT, model="a/b").digest()  # type: ignore[arg-type] # as given
     parts = [{"role": "user", "content": "x", "meta": [date(2026, 1, 1), Decimal("1.5")]}]
     assert Request(parts).digest() == Request(parts).digest()
 
 
-@pytest.mark.parametrize("bad", ["\ud83d", 2**70])
+@pytest.mark.parametrize("bad", ["\ud83d", 2**70, object(), b"PNG", {1, 2}])
 def test_what_cannot_be_sent_as_json_is_a_prompt_error(bad: Any) -> None:
     with pytest.raises(PromptError, match="cannot be written as JSON"):
         Request([{"role": "user", "content": bad}]).digest()

@@ -2,9 +2,10 @@
 
 The grammar is EBNF as xgrammar reads it. A schema is turned into one here, within a stated
 subset, because a schema that xgrammar cannot compile breaks the whole pipeline, not one call.
-EBNF and not one regular expression: a bounded string costs about 30 ms of compiling for every
-character, and named rules are compiled once for all fields (an object of five strings of up
-to 200 characters took minutes as a regular expression and takes a second like this).
+EBNF and not one regular expression, because compiling costs time for every character that a
+string's bound counts (28 ms of CPU for each, measured at 200), and named rules are compiled
+once for all fields. As a regular expression, five strings of up to 200 characters, escapes
+included, took 233 s on a busy machine; five strings bounded by words, as here, 1.3 s of CPU.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def schema_to_grammar(schema: dict[str, Any]) -> str:
     offered.
 
     Raises:
-        UnsupportedSchemaError: The schema is malformed, or needs a keyword, a format or a recursion that is
-            outside the subset.
+        UnsupportedSchemaError: The schema is malformed, or needs a keyword, a format or a
+            recursion that is outside the subset.
     """
     try:
         return _Grammar(schema).text()
@@ -207,7 +208,7 @@ class _Grammar:
     def _words(self, low: int, words: int) -> str:
         """Return the rule of strings of at most so many words.
 
-        Two short counts bound the text for a hundredth of the states of one long count.
+        Two short counts bound the text with far fewer states than one long count.
         """
         name = f"words_{low}_{words}"
         self._rules["word"] = f"{_WORD_CHARACTER}{{1,{_LONGEST_WORD}}}"

@@ -68,7 +68,7 @@ class LocalBackend(Backend):
     Args:
         path: GGUF file; default `SCALEINFER_LOCAL_MODEL`, else the installed model.
         exact: Compute in 32-bit floats, so that a greedy answer does not depend on which other
-            calls were in flight. About half as fast.
+            calls were in flight. Slower, and takes more memory.
         threads: CPU threads; default all cores.
         max_tokens: Cap on answers whose request sets none.
 

@@ -20,6 +20,7 @@ from scaleinfer.backends._dialect import (
 )
 from scaleinfer.backends._wire import AiohttpWire, WireError, is_loopback
 from scaleinfer.errors import ConfigError, EndpointError, Permanent
+from scaleinfer.requests import plain
 from scaleinfer.structured import instruct, is_strict
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class OpenAIBackend(Backend):
                 request, messages=instruct(request.messages or [], request.schema), schema=None
             )
         url = f"{self._url}/chat/completions" if chat else f"{self._url}/completions"
-        body = orjson.dumps(self._body(request), option=orjson.OPT_NON_STR_KEYS, default=str)
+        body = orjson.dumps(self._body(request), option=orjson.OPT_NON_STR_KEYS, default=plain)
         try:
             response = await self._wire.post(url, body, self._headers, timeout)
         except WireError as error:

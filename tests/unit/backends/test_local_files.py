@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import struct
 import sys
 from pathlib import Path
 
 import pytest
 
-from scaleinfer.backends import _local_files
 from scaleinfer.backends._local_engine import cache_plan
-from scaleinfer.backends._local_files import data_dir, install_model, model_path
+from scaleinfer.backends._local_files import (
+    _download_error,
+    data_dir,
+    install_model,
+    model_path,
+)
 from scaleinfer.backends._local_gguf import GgufHeader, read_header
 from scaleinfer.backends.local import LocalBackend
 from scaleinfer.errors import ConfigError
@@ -93,11 +98,9 @@ def test_chosen_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("package", "command"), [("gguf", "pip install"), ("pip", "pip install")])
 def test_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch, package: str, command: str) -> None:
-    real = _local_files.importlib.util.find_spec
+    real = importlib.util.find_spec
     monkeypatch.setattr(
-        _local_files.importlib.util,
-        "find_spec",
-        lambda name: None if name == package else real(name),
+        importlib.util, "find_spec", lambda name: None if name == package else real(name)
     )
     with pytest.raises(ConfigError, match=package) as caught:
         install_model(progress=lambda _line: None)
@@ -116,7 +119,7 @@ def test_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch, package: str, co
     ],
 )
 def test_download_errors_have_words(output: str, named: str) -> None:
-    assert named in str(_local_files._download_error(output))
+    assert named in str(_download_error(output))
 
 
 def test_cache_holds_a_context_or_shortens_it() -> None:

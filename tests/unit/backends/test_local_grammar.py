@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime  # noqa: TC003 - pydantic reads the annotations
 import enum
 import json
 import re
-import uuid
+import uuid  # noqa: TC003 - pydantic reads the annotations
 from typing import Any, Literal
 
 import pytest

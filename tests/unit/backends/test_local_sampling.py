@@ -81,7 +81,9 @@ def test_unsupported_schema_is_permanent() -> None:
 
 def test_messages_become_plain_text() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    messages = [{"role": "developer", "content": "s"}, {"role": "user", "content": parts}]
+    messages: list[dict[str, Any]] = [
+        {"role": "developer", "content": "s"}, {"role": "user", "content": parts},
+    ]  # fmt: skip
     assert flatten_messages(messages) == [
         {"role": "system", "content": "s"}, {"role": "user", "content": "ab"},
     ]  # fmt: skip

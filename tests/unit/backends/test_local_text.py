@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +16,7 @@ def _decode(token_ids: list[int]) -> str:
 
 def _pieces(data: bytes, borders: list[int]) -> list[list[int]]:
     cuts = sorted({min(border, len(data)) for border in borders} | {0, len(data)})
-    return [list(data[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [list(data[a:b]) for a, b in itertools.pairwise(cuts)]
 
 
 @given(
