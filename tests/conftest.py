@@ -118,3 +118,15 @@ def _descriptors() -> Counter[str]:
         if target.startswith(("socket:", "pipe:", "anon_inode:[eventpoll]")):
             kinds[target.partition(":[")[0]] += 1
     return kinds
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI everything a test needs is there, so a skipped test is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter is not None else []
+    if os.environ.get("CI") and skipped:
+        reporter.write_line(
+            f"{len(skipped)} tests were skipped, which CI does not accept", red=True
+        )
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

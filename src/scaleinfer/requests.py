@@ -59,6 +59,12 @@ class Sampling:
             raise ConfigError(f"n must be at least 1, not {self.n}.")
         if self.temperature is not None and self.temperature < 0:
             raise ConfigError(f"temperature must not be negative, not {self.temperature}.")
+        taken = sorted(_NOT_EXTRA.intersection(self.extra))
+        if taken:
+            raise ConfigError(
+                f"Sampling.extra must not hold {', '.join(taken)}.",
+                hint="Prompt, schema and model have arguments of their own; answers come whole.",
+            )
 
     @classmethod
     def of(cls, value: Sampling | Mapping[str, Any] | None) -> Sampling:
@@ -89,6 +95,7 @@ class Sampling:
         return body
 
 
+_NOT_EXTRA = frozenset({"messages", "prompt", "model", "stream"})
 _WIRE_PARAMETERS = tuple(f.name for f in fields(Sampling) if f.name != "extra")
 
 

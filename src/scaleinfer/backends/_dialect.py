@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["error_from_response", "error_from_wire", "parse_completion", "retry_after"]
 
 _SHOWN = 300
+_UNAUTHORIZED = 401
 
 
 def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
@@ -103,7 +104,8 @@ def _specific(  # noqa: PLR0911 - one return for each thing a server can mean
     match build.status:
         case 401 | 403:
             hint = "Check the key: api_key=, or OPENAI_API_KEY."
-            return build(AuthError, said, hint, fatal=True)
+            # 403 may be about one prompt only, behind a filter; a bad key is 401 everywhere.
+            return build(AuthError, said, hint, fatal=build.status == _UNAUTHORIZED)
         case 404 if (model and model.lower() in lower) or "model" in code:
             hint = "`scaleinfer endpoints` lists the models it offers; pass one as model=."
             return build(Permanent, said, hint, fatal=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from dataclasses import replace
@@ -149,6 +150,10 @@ class OpenAIBackend(Backend):
         if response.status != 200:  # noqa: PLR2004 - OK
             if self._refuses_schemas(request, response):
                 self.json_schema = False
+                logging.getLogger("scaleinfer").warning(
+                    "%s does not take JSON schemas; they go into the prompt from now on.",
+                    self.endpoint,
+                )
                 return await self.complete(request, timeout=timeout)
             model = request.model or self.model or ""
             raise error_from_response(response, endpoint=self.endpoint, model=model)

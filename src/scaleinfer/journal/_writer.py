@@ -165,6 +165,11 @@ class Writer(threading.Thread):
         wait = None
         if self.failure is None:
             wait = max(min(self._due(), self._beaten + BEAT_S) - time.monotonic(), 0.0)
+        if self._awaiting and wait:
+            # A group is gathering, for a few milliseconds. Being woken for each of its rows
+            # would cost the loop's thread more than the row itself.
+            time.sleep(wait)
+            wait = 0.0
         try:
             item = self.queue.get(block=wait != 0, timeout=wait)
             while True:

@@ -71,7 +71,7 @@ CASES: list[tuple[int, Any, type[EndpointError], bool, str]] = [
     (422, {"detail": [{"loc": ["body"], "msg": "field required"}]}, Permanent, False, "field"),
     (401, openai("Incorrect API key provided.", "invalid_api_key"), AuthError, True, "OPENAI_API"),
     (401, {"error": "Unauthorized"}, AuthError, True, "Unauthorized"),
-    (403, {"detail": "Not authenticated"}, AuthError, True, "Not authenticated"),
+    (403, {"detail": "Not authenticated"}, AuthError, False, "Not authenticated"),
     (404, openai("The model `llama` does not exist", "model_not_found"), Permanent, True, "model="),
     (
         404,
