@@ -79,5 +79,9 @@ def examples(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run the benchmarks; their tables go into docs/benchmarks.md by hand."""
     _install(session, "test", extras="local,testing")
-    for script in session.posargs or ("bench_map.py", "bench_journal.py", "bench_local.py"):
-        session.run("python", f"tests/benchmarks/{script}")
+    session.install("xllamacpp")
+    session.run("scaleinfer", "model", "install")
+    chosen = session.posargs or ("map", "journal", "local openvino", "local xllamacpp")
+    for benchmark in chosen:
+        name, *arguments = benchmark.split()
+        session.run("python", f"tests/benchmarks/bench_{name}.py", *arguments)

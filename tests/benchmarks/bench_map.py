@@ -1,6 +1,6 @@
 """What `parallel_map` costs over the wire client alone, and what the journal costs on top.
 
-Run it on an idle machine: `nox -s bench -- bench_map.py`. The server is a process of its own.
+Run it on an idle machine: `nox -s bench -- map`. The server is a process of its own.
 """
 
 from __future__ import annotations
