@@ -449,19 +449,20 @@ async def main(path, limit):
     while True:
         futures = []
         for _ in range(20):
+            future = loop.create_future()
             try:
                 claim = await journal.claim(
                     number.to_bytes(16, "big"), key=str(number), index=number)
+                journal.record(claim, b'{"text":"%s"}' % (b"x" * 1000), ok=True,
+                               done=future.set_result)
             except JournalError as error:
                 assert error.reason == "full"
                 break
-            futures.append((number, loop.create_future()))
-            journal.record(claim, b'{"text":"%s"}' % (b"x" * 1000), ok=True,
-                           done=futures[-1][1].set_result)
+            futures.append((number, future))
             number += 1
         outcomes = [(n, await future) for n, future in futures]
         landed += [n for n, error in outcomes if error is None]
-        if any(error for _, error in outcomes):
+        if any(error for _, error in outcomes) or len(outcomes) < 20:
             break
     assert all(error.reason == "full" for _, error in outcomes if error), outcomes
     for again in (journal.claim(b"0" * 16, key="k", index=0), journal.flush()):
