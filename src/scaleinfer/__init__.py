@@ -9,7 +9,9 @@ results = await parallel_map(items, "Summarise in one sentence: {text}")
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scaleinfer._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scaleinfer.backends import Backend, LocalBackend, OpenAIBackend
@@ -68,26 +70,11 @@ __all__ = [
     "stream_map",
 ]
 
-# Everything is imported on first use, so that `import scaleinfer` costs next to nothing.
-_HOME = {
-    **dict.fromkeys(("Backend", "LocalBackend", "OpenAIBackend"), "backends"),
-    **dict.fromkeys(("MapResult", "map_sync", "parallel_map", "stream_map"), "mapping"),
-    **dict.fromkeys(("Result", "Usage"), "results"),
-    "Prompt": "prompts",
-    "Retry": "engine",
-    "Sampling": "requests",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    dict.fromkeys(__all__, "errors")
+    | dict.fromkeys(("Backend", "LocalBackend", "OpenAIBackend"), "backends")
+    | dict.fromkeys(("MapResult", "map_sync", "parallel_map", "stream_map"), "mapping")
+    | dict.fromkeys(("Result", "Usage"), "results")
+    | {"Prompt": "prompts", "Retry": "engine", "Sampling": "requests"},
+)

@@ -36,11 +36,12 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("structured",),
     ("requests", "results"),
     ("errors",),
+    ("_lazy",),
 )
 RANK = {name: rank for rank, names in enumerate(reversed(ROOMS)) for name in names}
 # It stands apart: a user's tests need nothing but this room.
 TESTING = "testing"
-MAY_SEE_FROM_TESTING = {"errors", TESTING}
+MAY_SEE_FROM_TESTING = {"errors", "_lazy", TESTING}
 # The embedded model's server speaks HTTP too, as the room that holds it may.
 EDGES = {"aiohttp": {"backends"}, "academy": {"fleet"}, "httptools": {TESTING}}
 

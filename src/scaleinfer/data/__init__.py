@@ -7,7 +7,9 @@ dataset) into a `Source`; `read_items` does the same for a file or standard inpu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scaleinfer._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scaleinfer.data._read import read_items
@@ -16,26 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["END", "Source", "Writer", "open_writer", "read_items", "result_row", "source"]
 
-_HOME = {
-    "END": "_source",
-    "Source": "_source",
-    "Writer": "_write",
-    "open_writer": "_write",
-    "read_items": "_read",
-    "result_row": "_write",
-    "source": "_source",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "END": "_source",
+        "Source": "_source",
+        "Writer": "_write",
+        "open_writer": "_write",
+        "read_items": "_read",
+        "result_row": "_write",
+        "source": "_source",
+    },
+)

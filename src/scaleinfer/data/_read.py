@@ -265,7 +265,7 @@ def _json(lines: Lines, name: str) -> Iterator[Any]:
 
 def _parquet(file: Path) -> Source:
     try:
-        import pyarrow as pa  # type: ignore[import-untyped]  # ships no types
+        import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
         raise ConfigError(

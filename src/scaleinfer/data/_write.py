@@ -135,7 +135,7 @@ class _ParquetWriter(Writer):
         self._file.write(line + b"\n")
 
     def _finish(self) -> None:
-        import pyarrow as pa  # type: ignore[import-untyped]  # ships no types
+        import pyarrow as pa
         from pyarrow import parquet
 
         types = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scaleinfer._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scaleinfer.observe._base import Progress, summary_line
@@ -24,27 +26,16 @@ __all__ = [
     "write_report",
 ]
 
-_HOME = {
-    "Progress": "_base",
-    "ResultSummary": "_summary",
-    "Snapshot": "_snapshot",
-    "open_progress": "progress",
-    "result_html": "_html",
-    "result_text": "_text",
-    "summary_line": "_base",
-    "write_report": "_report",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "Progress": "_base",
+        "ResultSummary": "_summary",
+        "Snapshot": "_snapshot",
+        "open_progress": "progress",
+        "result_html": "_html",
+        "result_text": "_text",
+        "summary_line": "_base",
+        "write_report": "_report",
+    },
+)

@@ -8,8 +8,9 @@ answered, what went wrong and whether the client went away. It takes the extra `
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from scaleinfer._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scaleinfer.testing._faults import Fault
@@ -20,21 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Fault", "Ledger", "RequestRecord", "RequestView", "ServerProcess", "SimulatedServer"]
 
-_HOMES = {
-    "Fault": "_faults",
-    "Ledger": "_ledger",
-    "RequestRecord": "_ledger",
-    "RequestView": "_view",
-    "ServerProcess": "_process",
-    "SimulatedServer": "_server",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {
+        "Fault": "_faults",
+        "Ledger": "_ledger",
+        "RequestRecord": "_ledger",
+        "RequestView": "_view",
+        "ServerProcess": "_process",
+        "SimulatedServer": "_server",
+    },
+)
