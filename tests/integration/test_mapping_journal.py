@@ -277,6 +277,13 @@ async def test_no_secret_gets_anywhere(
         assert CANARY not in text
 
 
+async def test_an_answer_keeps_the_words_that_headers_hold() -> None:
+    async with SimulatedServer(answer=lambda view: "organic chemistry") as server:
+        backend = OpenAIBackend(server.base_url, headers={"X-Project": "chemistry"})
+        results = await parallel_map(["q"], "{}", backend=backend, progress="none")
+    assert results.texts == ["organic chemistry"]
+
+
 def test_a_journal_left_open_by_a_crash_goes_on(journal: Path) -> None:
     script = """
 import os, sys

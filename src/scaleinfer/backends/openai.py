@@ -146,7 +146,6 @@ class OpenAIBackend(Backend):
         except WireError as error:
             raise error_from_wire(error, endpoint=self.endpoint) from error
         only_pages = self._note_pages(response)
-        response = self._without_secrets(response)
         if response.status != 200:  # noqa: PLR2004 - OK
             if self._refuses_schemas(request, response):
                 self.json_schema = False
@@ -156,9 +155,16 @@ class OpenAIBackend(Backend):
                 )
                 return await self.complete(request, timeout=timeout)
             model = request.model or self.model or ""
-            raise error_from_response(response, endpoint=self.endpoint, model=model)
+            raise self._refusal(response, model)
         try:
             return parse_completion(response, endpoint=self.endpoint, chat=chat)
+        except EndpointError:
+            pass
+        # Read once more without the key, which an error's excerpt of the body must not hold.
+        # An answer is never touched: a header's value may well be a word of it.
+        try:
+            safe = self._without_secrets(response)
+            return parse_completion(safe, endpoint=self.endpoint, chat=chat)
         except EndpointError as error:
             error.fatal = only_pages
             raise
@@ -214,6 +220,10 @@ class OpenAIBackend(Backend):
         said = response.body.lower()
         return b"response_format" in said or b"json_schema" in said
 
+    def _refusal(self, response: WireResponse, model: str) -> EndpointError:
+        safe = self._without_secrets(response)
+        return error_from_response(safe, endpoint=self.endpoint, model=model)
+
     def _without_secrets(self, response: WireResponse) -> WireResponse:
         """Return the response without the key, should the server repeat it in an error."""
         body = response.body
@@ -243,9 +253,8 @@ class OpenAIBackend(Backend):
             response = await wire.get(f"{self._url}/models", self._headers, _CHECK_TIMEOUT)
         except WireError as error:
             raise error_from_wire(error, endpoint=self.endpoint) from error
-        response = self._without_secrets(response)
         if response.status != 200:  # noqa: PLR2004 - OK
-            raise error_from_response(response, endpoint=self.endpoint, model="")
+            raise self._refusal(response, "")
         try:
             return [str(entry["id"]) for entry in orjson.loads(response.body)["data"]]
         except (orjson.JSONDecodeError, KeyError, TypeError):
