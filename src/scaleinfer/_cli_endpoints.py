@@ -6,6 +6,7 @@ import asyncio
 
 import click
 
+from scaleinfer._cli_exit import FAILED
 from scaleinfer.backends import resolve_backend
 
 __all__ = ["show_endpoints"]
@@ -28,4 +29,4 @@ def show_endpoints(backend: str | None, base_url: str | None, model: str | None)
             f"models    {', '.join(status.models[:_MOST_MODELS])}"
             + (f" and {more} more" if more > 0 else "")
         )
-    return 0 if status.ok else 1
+    return 0 if status.ok else FAILED

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
+from scaleinfer._cli_exit import FAILED, STOPPED
 from scaleinfer.data import END, open_writer, read_items, result_row, source
 from scaleinfer.engine import Retry
 from scaleinfer.errors import ConfigError, ScaleInferError
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from scaleinfer.results import Result
 
 __all__ = ["load_schema", "run_map", "write_results"]
-
-_FAILED, _STOPPED = 1, 3
 
 
 def run_map(
@@ -125,8 +124,8 @@ async def write_results(
     if stopped is not None:
         again = "the same command goes on" if options.get("journal") else "use --journal to go on"
         click.echo(f"Stopped: {stopped}; {again}.", err=True)
-        return _STOPPED
-    return _FAILED if failed else 0
+        return STOPPED
+    return FAILED if failed else 0
 
 
 def load_schema(spec: str) -> type[BaseModel]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from scaleinfer._cli_exit import FAILED
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["runs", "stored_results"]
 
-_FAILED = 1
 _JOURNAL = click.argument("journal", type=click.Path())
 _RUN = click.option("--run", type=click.IntRange(min=1), help="Number of a run; see list.")
 _SHOWN = 5
@@ -97,7 +98,7 @@ def verify(journal: str) -> None:
     )
     for problem in report.problems:
         click.echo(f"problem: {problem}")
-    sys.exit(0 if report.ok else _FAILED)
+    sys.exit(0 if report.ok else FAILED)
 
 
 @runs.command()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scaleinfer import __version__
+from scaleinfer._cli_exit import FAILED, STOPPED, USAGE
 from scaleinfer._cli_runs import runs
 from scaleinfer.errors import ScaleInferError
 
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from types import FrameType
 
 __all__ = ["main"]
-
-FAILED, USAGE, STOPPED = 1, 2, 3
-
-_Command = "Callable[..., Any]"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "scaleinfer"
 
 # From top to bottom. Modules of one line belong to one room and may import each other.
 ROOMS: tuple[tuple[str, ...], ...] = (
-    ("cli", "_cli_demo", "_cli_endpoints", "_cli_map", "_cli_runs"),
+    ("cli", "_cli_demo", "_cli_endpoints", "_cli_exit", "_cli_map", "_cli_runs"),
     (
         "mapping",
         "map_result",

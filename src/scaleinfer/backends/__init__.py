@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from scaleinfer._lazy import lazy_exports
 from scaleinfer.backends._base import Backend, EndpointStatus
 from scaleinfer.errors import ConfigError
 
@@ -23,16 +24,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> type[Backend]:
-    if name == "LocalBackend":
-        from scaleinfer.backends.local import LocalBackend
-
-        return LocalBackend
-    if name == "OpenAIBackend":
-        from scaleinfer.backends.openai import OpenAIBackend
-
-        return OpenAIBackend
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazy_exports(__name__, {"LocalBackend": "local", "OpenAIBackend": "openai"})
 
 
 @dataclass(frozen=True, slots=True)
