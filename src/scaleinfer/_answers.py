@@ -6,7 +6,7 @@ Also the answer as the journal keeps it, and back.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from scaleinfer.structured import AnswerSchema
 
 __all__ = ["Answer", "ask", "joint_result", "single_result"]
+
+
+_NO_USAGE = Usage()
+_PLAIN_FIELDS = (
+    "text", "endpoint", "model", "finish_reason", "choices", "tool_calls", "logprobs",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -48,7 +54,7 @@ class Answer:
     text: str | None = None
     value: Any = None
     error: ScaleInferError | None = None
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = _NO_USAGE
     attempts: int = 0
     latency_s: float = 0.0
     endpoint: str | None = None
@@ -61,21 +67,21 @@ class Answer:
 
     def to_payload(self) -> bytes:
         """Return the answer as the journal keeps it: JSON without nulls."""
-        known = {
-            "text": self.text,
-            "value": None if isinstance(self.value, str) else _plain(self.value),
-            "error": None if self.error is None else self.error.to_dict(),
-            "usage": list(self.usage),
+        value, error = self.value, self.error
+        known: dict[str, Any] = {
+            "usage": self.usage,
             "attempts": self.attempts,
             "latency_s": round(self.latency_s, 6),
-            "endpoint": self.endpoint,
-            "model": self.model,
-            "finish_reason": self.finish_reason,
-            "choices": self.choices,
-            "tool_calls": self.tool_calls,
-            "logprobs": self.logprobs,
         }
-        return orjson.dumps({name: value for name, value in known.items() if value is not None})
+        if value is not None and type(value) is not str:
+            known["value"] = _plain(value)
+        if error is not None:
+            known["error"] = error.to_dict()
+        for name in _PLAIN_FIELDS:
+            field = getattr(self, name)
+            if field is not None:
+                known[name] = field
+        return orjson.dumps(known)
 
     @classmethod
     def from_payload(cls, payload: bytes, schema: AnswerSchema | None) -> Answer:
@@ -113,7 +119,9 @@ class Answer:
     def take(self, completion: Completion) -> None:
         """Take over what a call brought; usage adds up."""
         self.text = completion.text
-        self.usage = self.usage.plus(completion.usage)
+        self.usage = (
+            completion.usage if self.usage is _NO_USAGE else self.usage.plus(completion.usage)
+        )
         self.model = completion.model
         self.finish_reason = completion.finish_reason
         self.choices = completion.choices
@@ -126,8 +134,9 @@ async def ask(
     question: Question,
     *,
     repairs: int,
-    attempted: Callable[[Attempt], None],
-    record: Callable[[Answer], Awaitable[None]],
+    attempted: Callable[[Attempt], None] | None,
+    record: Callable[[Answer], Awaitable[None]] | None,
+    affinity: int | None = None,
 ) -> Answer:
     """Ask a question until the answer is valid or given up; errors are in the answer.
 
@@ -139,58 +148,97 @@ async def ask(
         record: Given the answer, valid or not, and awaited. A valid one is recorded while its
             call still holds its place at the endpoint, so that no more calls are unrecorded
             than may be in flight.
+        affinity: Group of questions that share a prompt prefix.
     """
-    answer = Answer(endpoint=engine.backend.endpoint)
-    began = 0.0
-
-    def count(attempt: Attempt) -> None:
-        nonlocal began
-        if not answer.attempts:
-            began = time.monotonic() - attempt.latency_s
-        answer.attempts = attempt.number
-        answer.latency_s = time.monotonic() - began
-        attempted(attempt)
-
+    asking = _Asking(question.schema, attempted, record)
+    answer = asking.answer
     try:
-        await _until_valid(engine, question, answer, repairs, count, record)
+        try:
+            await engine.call(
+                question.request,
+                attempted=asking.count,
+                settle=asking.settle,
+                affinity=affinity,
+            )
+        except SchemaError as error:
+            await _repair(engine, question, asking, repairs, error)
     except (EndpointError, SchemaError) as error:
         answer.error = error
-        await record(answer)
+        if record is not None:
+            await record(answer)
     return answer
 
 
-async def _until_valid(  # noqa: PLR0917 - the inside of `ask`
-    engine: Engine,
-    question: Question,
-    answer: Answer,
-    repairs: int,
-    attempted: Callable[[Attempt], None],
-    record: Callable[[Answer], Awaitable[None]],
-) -> None:
-    request, schema = question.request, question.schema
+class _Asking:
+    """A question while it is being asked."""
 
-    async def settle(completion: Completion) -> None:
+    __slots__ = ("_attempted", "_began", "_record", "_schema", "answer")
+
+    def __init__(
+        self,
+        schema: AnswerSchema | None,
+        attempted: Callable[[Attempt], None] | None,
+        record: Callable[[Answer], Awaitable[None]] | None,
+    ) -> None:
+        self.answer = Answer()
+        self._schema = schema
+        self._attempted = attempted
+        self._record = record
+        self._began = 0.0
+
+    def count(self, attempt: Attempt) -> None:
+        """Take note of a call that has ended."""
+        answer, now = self.answer, time.monotonic()
+        if not answer.attempts:
+            self._began = now - attempt.latency_s
+        answer.attempts += 1
+        answer.latency_s = now - self._began
+        answer.endpoint = attempt.endpoint
+        if self._attempted is not None:
+            self._attempted(attempt)
+
+    async def settle(self, completion: Completion) -> None:
+        """Take an answer over and have it recorded.
+
+        Raises:
+            SchemaError: It does not fit the schema.
+        """
+        answer, schema = self.answer, self._schema
         answer.take(completion)
         if schema is None or completion.tool_calls:
             answer.value = completion.text
         else:
             answer.value = schema.parse(completion.text)
-        await record(answer)
+        if self._record is not None:
+            await self._record(answer)
 
-    for repair in range(repairs + 1):
+
+async def _repair(
+    engine: Engine, question: Question, asking: _Asking, repairs: int, error: SchemaError
+) -> None:
+    """Show the model what is wrong with its answer until it is valid.
+
+    Raises:
+        SchemaError: It never was.
+        EndpointError: A call was given up.
+    """
+    schema, answer = question.schema, asking.answer
+    assert schema is not None
+    for _ in range(repairs):
+        cut = answer.finish_reason == "length"
+        messages = schema.repair(question.request.messages or [], error, cut=cut)
+        request = replace(question.request, messages=messages)
         try:
-            await engine.call(request, attempted=attempted, number=answer.attempts, settle=settle)
-        except SchemaError as error:
-            assert schema is not None
-            cut = answer.finish_reason == "length"
-            if repair == repairs:
-                rejected = _rejected(error, schema.name, repairs, cut=cut)
-                engine.authority.rejected(rejected)
-                raise rejected from None
-            messages = schema.repair(question.request.messages or [], error, cut=cut)
-            request = replace(question.request, messages=messages)
+            await engine.call(
+                request, attempted=asking.count, number=answer.attempts, settle=asking.settle
+            )
+        except SchemaError as again:
+            error = again
         else:
             return
+    rejected = _rejected(error, schema.name, repairs, cut=answer.finish_reason == "length")
+    engine.authority.rejected(rejected)
+    raise rejected from None
 
 
 def single_result(index: int, key: str, item: Any, answer: Answer) -> Result:

@@ -1,8 +1,8 @@
 """One map while it runs: lanes that each take an item from input to result.
 
-A lane pulls an item, renders it, looks into the journal, has the engine ask, records the answer
-and hands the result over. There are about twice as many lanes as calls in flight, so that
-rendering, waiting for a retry and writing to disk never leave a place at the endpoint empty.
+A lane takes an item, looks into the journal, has the engine ask, records the answer and hands
+the result over. There are as many lanes as calls may be in flight, and more if some of them
+wait for something else: a retry, the journal, an async `prompt_fn`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from scaleinfer.data import END
 from scaleinfer.engine import Gate, Window
 from scaleinfer.errors import (
     EndpointError,
-    JournalError,
     PromptError,
     RunStopped,
     ScaleInferError,
@@ -28,18 +27,20 @@ from scaleinfer.errors import (
 from scaleinfer.results import Result, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Callable
 
+    from scaleinfer._intake import Intake, Work
     from scaleinfer.data import Source
     from scaleinfer.engine import Engine
     from scaleinfer.journal import Claim, Journal
-    from scaleinfer.prompts import Question, Renderer
-    from scaleinfer.results import Attempt
+    from scaleinfer.prompts import Question
 
 __all__ = ["Counts", "Run"]
 
 _SETTLE = 2.0
 _LATE = 0.5
+_SPARE_LANES = 32
+_GROW_EVERY = 16
 
 
 @dataclass(slots=True)
@@ -53,7 +54,6 @@ class Counts:
         not_asked: Items that a stopped run left.
         resumed: Items answered from the journal.
         cut: Answers that ended at `max_tokens`.
-        calls: Calls made.
         usage: Tokens used by this run; resumed items not counted.
     """
 
@@ -63,7 +63,6 @@ class Counts:
     not_asked: int = 0
     resumed: int = 0
     cut: int = 0
-    calls: int = 0
     usage: Usage = Usage()  # noqa: RUF009 - an immutable tuple
 
 
@@ -72,12 +71,11 @@ class Run:
 
     Args:
         source: The items.
-        renderer: Items to requests.
+        intake: Takes items from it and renders them.
         engine: Makes the calls.
         journal: Where everything is recorded, if anywhere.
         key: The user's identity of an item.
         repairs: How often a bad answer is shown to the model again.
-        lanes: Items worked on at once.
         ordered: True to deliver results in input order.
 
     Attributes:
@@ -90,13 +88,12 @@ class Run:
     def __init__(
         self,
         source: Source,
-        renderer: Renderer,
+        intake: Intake,
         engine: Engine,
         *,
         journal: Journal | None,
         key: Callable[[Any], Any] | None,
         repairs: int,
-        lanes: int,
         ordered: bool,
     ) -> None:
         self.counts = Counts()
@@ -104,21 +101,20 @@ class Run:
         self.cause: ScaleInferError | None = None
         self.last_error: ScaleInferError | None = None
         self._source = source
-        self._renderer = renderer
+        self._intake = intake
         self._engine = engine
         self._journal = journal
         self._key = key
         self._repairs = repairs
-        self._lanes = lanes if source.total is None else max(1, min(lanes, source.total))
-        # Twice the lanes: in order, a slow item holds back finished ones without holding up
-        # the lanes that come after it.
-        self._window: Window[Result] = Window(2 * lanes, ordered=ordered)
-        self._room = Gate(lambda: self._window.has_room, self._window.reserve)
+        self._most_lanes = 0
+        self._taken = 0
+        self._spare = 0
+        self._window: Window[Result] = Window(0, ordered=ordered)
+        self._room: Gate[None, bool] = Gate(self._reserve, has_room=lambda: self._window.has_room)
         self._tasks: set[asyncio.Task[None]] = set()
         self._recording: set[asyncio.Task[Any] | None] = set()
         self._wake = asyncio.Event()
         self._left: list[tuple[int, Any]] = []
-        self._ended = False
         self._raised: BaseException | None = None
 
     async def results(self) -> AsyncGenerator[Result, None]:
@@ -128,15 +124,13 @@ class Run:
             JournalError: An answer could not be recorded.
             Exception: Whatever the input's iterator raised.
         """
-        for _ in range(self._lanes):
-            task = asyncio.create_task(self._lane())
-            self._tasks.add(task)
-            task.add_done_callback(self._lane_ended)
+        self.grow()
         try:
             while self._tasks or self._window.ready:
                 while self._window.ready:
                     result = self._window.take()
-                    self._room.wake()
+                    if self._room.waiting:
+                        self._room.wake()
                     yield result
                 self._wake.clear()
                 if self._tasks and not self._window.ready:
@@ -145,8 +139,41 @@ class Run:
                 yield result
         finally:
             await self._end_lanes()
-        if self._raised is not None:
-            raise self._raised
+        raised = self._raised or self._intake.raised
+        if raised is not None:
+            raise raised
+
+    def grow(self) -> None:
+        """Have as many lanes as the engine's limit asks for; too many end by themselves."""
+        if self._intake.ended or self.stopped:
+            return
+        engine = self._engine
+        limit = engine.lanes
+        # As many as there are places: a lane that comes back finds the one it has just left.
+        wanted = limit + self._spare + min(engine.waiting, limit)
+        self._window.size = 3 * wanted + self._intake.ahead + _SPARE_LANES
+        total = self._source.total
+        if total is not None:
+            wanted = max(
+                1, min(wanted, total - self._intake.pulled + self._intake.ahead + len(self._tasks))
+            )
+        self._most_lanes = wanted + wanted // 4
+        for _ in range(wanted - len(self._tasks)):
+            task = asyncio.create_task(self._lane())
+            self._tasks.add(task)
+            task.add_done_callback(self._lane_ended)
+        if self._room.waiting:
+            self._room.wake()
+
+    def tick(self) -> None:
+        """Look whether places stay empty because lanes wait for something else."""
+        engine = self._engine
+        limit = engine.lanes
+        if engine.queued > self._spare // 2:
+            self._spare -= self._spare // 8
+        elif engine.in_flight < engine.limit * 15 // 16 and len(self._tasks) >= limit:
+            self._spare = min(limit + _SPARE_LANES, self._spare + 1 + limit // 8)
+        self.grow()
 
     def stop(self, reason: str, cause: ScaleInferError | None = None) -> None:
         """Stop the run: calls in flight are ended, answers being recorded are kept."""
@@ -164,13 +191,15 @@ class Run:
         """
         for index, item in self._left:
             yield self._unanswered(index, item)
+        for work in self._intake.left():
+            yield self._unanswered(work.index, work.item)
         total, deadline = self._source.total or 0, time.monotonic() + _LATE
-        while self._window.pulled < total:
+        while self._intake.pulled < total:
             item = await self._source.next() if time.monotonic() < deadline else None
             if item is END:
                 return
-            self._window.reserve()
-            yield self._unanswered(self._window.pull(), item)
+            yield self._unanswered(self._intake.pulled, item)
+            self._intake.pulled += 1
 
     def _unanswered(self, index: int, item: Any) -> Result:
         self.counts.not_asked += 1
@@ -200,40 +229,48 @@ class Run:
             self.stop(f"{type(error).__name__}: {error}")
         self._wake.set()
 
+    def _reserve(self, _: None) -> bool | None:
+        if not self._window.has_room:
+            return None
+        self._window.reserve()
+        return True
+
     async def _lane(self) -> None:
-        while not (self._ended or self.stopped):
-            await self._room.enter(leave=self._window.unreserve)
-            item = END if self._ended else await self._pull()
-            if item is END:
-                self._ended = True
+        while not self.stopped and len(self._tasks) <= self._most_lanes:
+            if self._room.enter_nowait(None) is None:
+                await self._room.enter(None, leave=lambda _: self._window.unreserve())
+            work = self._intake.take_nowait() or await self._intake.take()
+            if work is None:
                 self._window.unreserve()
                 self._room.wake()
                 return
-            index = self._window.pull()
+            if self._source.total is not None:
+                self._engine.unasked = self._source.total - self._taken
+            self._taken += 1
             try:
-                result = await self._result(index, item)
+                result = await self._result(work)
             except asyncio.CancelledError:
                 if not self.stopped:
                     raise
-                self._left.append((index, item))
+                self._left.append((work.index, work.item))
                 return
             self._count(result)
-            self._window.finish(index, result)
+            if self._source.total is not None:
+                self._engine.remaining = self._source.total - self.counts.done
+            self._window.finish(result.index, result)
             self._wake.set()
+            if self.counts.done % _GROW_EVERY == 0:
+                self.grow()
 
-    async def _pull(self) -> Any:
-        try:
-            return self._source.next_nowait() if self._source.nowait else await self._source.next()
-        except Exception as error:
-            # What is in flight still lands; then the caller gets their own exception.
-            error.add_note(f"raised by the input after {self._window.pulled} items")
-            self._raised = self._raised or error
-            return END
-
-    async def _result(self, index: int, item: Any) -> Result:
+    async def _result(self, work: Work) -> Result:
+        index, item, questions = work.index, work.item, work.questions
         key = ""
         try:
-            questions = await self._renderer.render(item)
+            if work.pending is not None:
+                questions = await self._intake.finish(work)
+            elif questions is None:
+                assert work.error is not None
+                raise work.error
             own = None if self._key is None else _own_key(self._key, item)
             key = item_key(own, questions)
         except PromptError as error:
@@ -241,82 +278,81 @@ class Run:
             if self._journal is not None:
                 self._journal.unrendered(index=index, key=key, error=error.to_dict())
             return Result(key=key, index=index, item=item, error=error)
-        if "" in questions:
-            answer = await self._answer(index, key, own, "", questions[""])
+        if len(questions) == 1 and "" in questions:
+            answer = await self._answer(work, key, own, "", questions[""])
             return single_result(index, key, item, answer)
         names = list(questions)
         async with asyncio.TaskGroup() as group:
             asked = [
-                group.create_task(self._answer(index, key, own, name, questions[name]))
+                group.create_task(self._answer(work, key, own, name, questions[name]))
                 for name in names
             ]
         answers = {name: task.result() for name, task in zip(names, asked, strict=True)}
         return joint_result(index, key, item, answers)
 
     async def _answer(
-        self, index: int, key: str, own: str | None, name: str, question: Question
+        self, work: Work, key: str, own: str | None, name: str, question: Question
     ) -> Answer:
         if self._journal is None:
-            answer = await self._ask(question, _ignore, _nowhere)
+            answer = await ask(
+                self._engine,
+                question,
+                repairs=self._repairs,
+                attempted=None,
+                record=None,
+                affinity=work.affinity,
+            )
         else:
-            identity = identity_of(own, question.request)
-            claim = await self._journal.claim(identity, key=key, question=name, index=index)
-            answer = await self._journaled(self._journal, claim, question)
+            answer = await self._journaled(self._journal, work, key, own, name, question)
         if answer.error is not None:
-            answer.error.index, answer.error.key = index, key
+            answer.error.index, answer.error.key = work.index, key
+        if not answer.resumed:
+            counts = self.counts
+            counts.usage = counts.usage.plus(answer.usage)
+            cause = self._engine.authority.cause
+            if cause is not None and not self.stopped:
+                # Not from within this lane's own task: it has an answer to hand over first.
+                asyncio.get_running_loop().call_soon(self.stop, cause.message, cause)
         return answer
 
-    async def _journaled(self, journal: Journal, claim: Claim, question: Question) -> Answer:
+    async def _journaled(  # noqa: PLR0917 - the inside of `_answer`
+        self,
+        journal: Journal,
+        work: Work,
+        key: str,
+        own: str | None,
+        name: str,
+        question: Question,
+    ) -> Answer:
+        identity = identity_of(own, question.request)
+        claim = journal.claim_nowait(identity, key=key, question=name, index=work.index)
+        if claim is None:
+            claim = await journal.claim(identity, key=key, question=name, index=work.index)
         if claim.stored is not None:
             try:
                 return Answer.from_payload(claim.stored, question.schema)
             except SchemaError:
                 pass  # the schema's validators have changed: ask again
         try:
-            return await self._ask(
+            return await ask(
+                self._engine,
                 question,
-                lambda attempt: journal.attempt(claim, attempt),
-                lambda answer: self._record(journal, claim, answer),
+                repairs=self._repairs,
+                attempted=lambda attempt: journal.attempt(claim, attempt),
+                record=lambda answer: self._record(journal, claim, answer),
+                affinity=work.affinity,
             )
         except asyncio.CancelledError:
             journal.release(claim)
             raise
 
     async def _record(self, journal: Journal, claim: Claim, answer: Answer) -> None:
-        recorded = asyncio.get_running_loop().create_future()
-
-        def done(error: JournalError | None) -> None:
-            if recorded.done():
-                return
-            if error is None:
-                recorded.set_result(None)
-            else:
-                recorded.set_exception(error)
-
         task = asyncio.current_task()
         self._recording.add(task)
         try:
-            journal.record(claim, answer.to_payload(), ok=answer.error is None, done=done)
-            await recorded
+            await journal.recorded(claim, answer.to_payload(), ok=answer.error is None)
         finally:
             self._recording.discard(task)
-
-    async def _ask(
-        self,
-        question: Question,
-        attempted: Callable[[Attempt], None],
-        record: Callable[[Answer], Awaitable[None]],
-    ) -> Answer:
-        answer = await ask(
-            self._engine, question, repairs=self._repairs, attempted=attempted, record=record
-        )
-        self.counts.calls += answer.attempts
-        self.counts.usage = self.counts.usage.plus(answer.usage)
-        cause = self._engine.authority.cause
-        if cause is not None and not self.stopped:
-            # Not from within this lane's own task: it has an answer to hand over first.
-            asyncio.get_running_loop().call_soon(self.stop, cause.message, cause)
-        return answer
 
     def _count(self, result: Result) -> None:
         counts = self.counts
@@ -328,14 +364,6 @@ class Run:
         else:
             counts.failed += 1
             self.last_error = result.error
-
-
-def _ignore(attempt: Attempt) -> None:
-    """Without a journal, attempts are only counted."""
-
-
-async def _nowhere(answer: Answer) -> None:
-    """Without a journal, there is nothing to record."""
 
 
 def _own_key(key: Callable[[Any], Any], item: Any) -> str:

@@ -12,37 +12,50 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
+from scaleinfer._intake import Intake
 from scaleinfer._interrupt import on_interrupt
 from scaleinfer._manifest import describe_run
 from scaleinfer._run import Run
-from scaleinfer.backends import resolve_backend
+from scaleinfer._vitals import Vitals
+from scaleinfer.backends import Backend, resolve_backend
 from scaleinfer.data import source
-from scaleinfer.engine import COME_BACK_LATER, Engine, GiveUp, Limiter, Retry, RetryAuthority
+from scaleinfer.engine import (
+    Concurrency,
+    Dispatch,
+    Engine,
+    GiveUp,
+    RateLimit,
+    Retry,
+    RetryAuthority,
+    pool_of,
+)
 from scaleinfer.errors import ConfigError, EndpointError
-from scaleinfer.map_result import RunStats
+from scaleinfer.map_result import EndpointUse, RunStats
 from scaleinfer.observe import Snapshot, open_progress, summary_line
 from scaleinfer.prices import cost_usd
 from scaleinfer.prompts import Renderer
 from scaleinfer.requests import Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
     from pydantic import BaseModel
 
-    from scaleinfer.backends import Backend, Resolved
+    from scaleinfer.backends import Resolved
     from scaleinfer.data import Source
+    from scaleinfer.engine import EndpointStatistics
     from scaleinfer.journal import Journal
     from scaleinfer.observe import Progress
     from scaleinfer.results import Result
 
-__all__ = ["Options", "ProgressMode", "PromptFn", "Session", "opened"]
+__all__ = ["BackendSpec", "Options", "ProgressMode", "PromptFn", "Session", "opened"]
 
 ProgressMode = bool | Literal["auto", "bar", "notebook", "log", "none"]
+BackendSpec = Any
+"""A `Backend`, a spec string, a URL, or a configured client of the openai package."""
 PromptFn = str | Callable[[Any], Any]
 
 _TICK = 0.2
-_SPARE_LANES = 32
 _ENDINGS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
 _CTRL_C = "Ctrl-C was pressed."
 
@@ -53,11 +66,14 @@ class Options:
 
     items: Any
     prompt_fn: PromptFn
-    resolved: Resolved
+    chosen: tuple[Resolved, ...]
     system: str | None
     schema: type[BaseModel] | None
     sampling: Sampling
-    concurrency: int
+    concurrency: int | Concurrency | None
+    rate_limit: RateLimit | None
+    dispatch: Dispatch
+    priority: int
     retry: Retry
     journal: str | os.PathLike[str] | None
     key: Callable[[Any], Any] | None
@@ -70,12 +86,14 @@ class Options:
     def of(
         cls,
         *,
-        backend: Backend | str | None,
+        backend: BackendSpec | Sequence[BackendSpec] | None,
         model: str | None,
         base_url: str | None,
         api_key: str | None,
         sampling: Sampling | Mapping[str, Any] | None,
-        concurrency: int | Literal["auto"],
+        concurrency: int | Concurrency | Literal["auto"],
+        rate_limit: RateLimit | None,
+        dispatch: Dispatch | None,
         retry: Retry | None,
         **others: Any,
     ) -> Options:
@@ -84,26 +102,49 @@ class Options:
         Raises:
             ConfigError: One of them cannot be used.
         """
-        resolved = resolve_backend(backend, base_url=base_url, model=model, api_key=api_key)
-        if concurrency == "auto":
-            concurrency = resolved.backend.concurrency
-        if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
-            raise ConfigError(
-                f"concurrency must be 'auto' or a positive integer, not {concurrency!r}."
-            )
+        given = backend if isinstance(backend, list | tuple) else [backend]
+        if not given:
+            raise ConfigError("backend=[] names no endpoint.")
+        chosen = tuple(
+            resolve_backend(one, base_url=base_url, model=model, api_key=api_key) for one in given
+        )
+        if len({id(one.backend) for one in chosen}) < len(chosen):
+            raise ConfigError("backend= names the same adapter twice.")
+        _check("rate_limit", rate_limit, RateLimit)
+        _check("dispatch", dispatch, Dispatch)
+        _check("retry", retry, Retry)
+        if not isinstance(others["priority"], int):
+            raise ConfigError(f"priority must be an integer, not {others['priority']!r}.")
         if others["on_error"] not in {"return", "raise"}:
             raise ConfigError(f"on_error must be 'return' or 'raise', not {others['on_error']!r}.")
         if others["key"] is not None and not callable(others["key"]):
             raise ConfigError("key must be a function, e.g. key=lambda item: item['id'].")
-        if retry is not None and not isinstance(retry, Retry):
-            raise ConfigError(f"retry must be a Retry, not {retry!r}.")
         return cls(
-            resolved=resolved,
+            chosen=chosen,
             sampling=Sampling.of(sampling),
-            concurrency=concurrency,
+            concurrency=_concurrency(concurrency),
+            rate_limit=rate_limit,
+            dispatch=dispatch or Dispatch(),
             retry=retry or Retry(),
             **others,
         )
+
+
+def _check(name: str, value: Any, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise ConfigError(f"{name} must be a {kind.__name__}, not {value!r}.")
+
+
+def _concurrency(value: Any) -> int | Concurrency | None:
+    if value == "auto":
+        return None
+    if isinstance(value, Concurrency):
+        return value
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(
+            f"concurrency must be 'auto', a positive integer or a Concurrency, not {value!r}."
+        )
+    return value
 
 
 @asynccontextmanager
@@ -119,7 +160,6 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
         JournalError: The journal cannot be opened.
     """
     items = source(options.items)
-    backend = options.resolved.backend
     async with AsyncExitStack() as stack:
         stack.push_async_callback(items.aclose)
         # Complains about the template or the schema before anything is opened.
@@ -130,18 +170,13 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
             sampling=options.sampling,
         )
         progress = stack.enter_context(open_progress(options.progress, options.name or ""))
-        if options.resolved.by_default:
-            progress.note(f"Using the embedded model: {options.resolved.reason}.")
-        unreachable: EndpointError | None = None
-        try:
-            await _open_backend(backend, options.retry, progress)
-            stack.push_async_callback(backend.aclose)
-        except EndpointError as error:
-            unreachable = error
-        renderer.model = backend.model
-        journal = None if unreachable else await _open_journal(options)
-        session = Session(options, items, renderer, journal, progress, in_order=in_order)
-        stack.push_async_exit(session.close_journal)
+        if options.chosen[0].by_default:
+            progress.note(f"Using the embedded model: {options.chosen[0].reason}.")
+        backends, unreachable = await _open_backends(options, progress, stack)
+        renderer.model = backends[0].model
+        journal = None if unreachable else await _open_journal(options, backends[0])
+        session = Session(options, backends, items, renderer, journal, progress, in_order=in_order)
+        stack.push_async_exit(session.close)
         if unreachable is not None:
             session.run.stop(str(unreachable), unreachable)
         try:
@@ -150,34 +185,57 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
             progress.close(session.snapshot(), session.summary())
 
 
+async def _open_backends(
+    options: Options, progress: Progress, stack: AsyncExitStack
+) -> tuple[list[Backend], EndpointError | None]:
+    """Open every backend; of several, those that cannot be opened are left out with a word.
+
+    Returns:
+        The opened ones, or all of them and what is wrong if none could be opened.
+    """
+    backends = [resolved.backend for resolved in options.chosen]
+    outcomes = await asyncio.gather(
+        *(_open_backend(backend, options.retry, progress) for backend in backends),
+        return_exceptions=True,
+    )
+    opened = []
+    for backend, outcome in zip(backends, outcomes, strict=True):
+        if outcome is None:
+            stack.push_async_callback(backend.aclose)
+            opened.append(backend)
+    failures = [outcome for outcome in outcomes if outcome is not None]
+    for failure in failures:
+        if not isinstance(failure, EndpointError):
+            raise failure
+        if opened:
+            progress.note(f"Going on without an endpoint: {failure}")
+    if opened:
+        return opened, None
+    assert isinstance(failures[0], EndpointError)
+    return backends, failures[0]
+
+
 async def _open_backend(backend: Backend, retry: Retry, progress: Progress) -> None:
     """Open the backend; a server that starts, or hiccups, is no reason to give up a run."""
-    authority, began = RetryAuthority(retry), time.monotonic()
-    failures = later = 0
+    track = RetryAuthority(retry).track(time.monotonic())
     while True:
         try:
             return await backend.open()
         except EndpointError as error:
-            if isinstance(error, COME_BACK_LATER):
-                later += 1
-            else:
-                failures += 1
-            decision = authority.failed(
-                error, attempt=failures, later=later, first_failure=began, now=time.monotonic()
-            )
+            decision = track.failed(error, time.monotonic())
             if isinstance(decision, GiveUp):
                 raise
             progress.note(f"{type(error).__name__}: {error}", kind=type(error).__name__)
         await asyncio.sleep(decision.seconds)
 
 
-async def _open_journal(options: Options) -> Journal | None:
+async def _open_journal(options: Options, backend: Backend) -> Journal | None:
     if options.journal is None:
         return None
     from scaleinfer.journal import Journal, Manifest
 
     fingerprint, facts = describe_run(
-        backend=options.resolved.backend,
+        backend=backend,
         prompt_fn=options.prompt_fn,
         system=options.system,
         schema=options.schema,
@@ -192,6 +250,7 @@ class Session:
 
     Args:
         options: The front door's arguments.
+        backends: The adapters, opened.
         items: The input.
         renderer: Items to requests.
         journal: Where everything is recorded, if anywhere.
@@ -202,9 +261,10 @@ class Session:
         run: The run itself.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - all that a run needs
         self,
         options: Options,
+        backends: list[Backend],
         items: Source,
         renderer: Renderer,
         journal: Journal | None,
@@ -214,24 +274,30 @@ class Session:
     ) -> None:
         self._options = options
         self._items = items
-        self._backend = options.resolved.backend
+        self._backends = backends
+        self._backend = backends[0]
         self._journal = journal
         self._progress = progress
         self._began = time.monotonic()
         self._interrupted = False
         self._engine = Engine(
-            self._backend, limiter=Limiter(options.concurrency), retry=options.retry
+            backends,
+            pool=pool_of(backends, options.concurrency, options.rate_limit),
+            retry=options.retry,
+            dispatch=options.dispatch,
+            priority=options.priority,
         )
+        self._intake = Intake(items, renderer, window=options.dispatch.prefix_window)
         self.run = Run(
             items,
-            renderer,
+            self._intake,
             self._engine,
             journal=journal,
             key=options.key,
             repairs=options.retry.repairs,
-            lanes=2 * options.concurrency + _SPARE_LANES,
             ordered=in_order,
         )
+        self._vitals = Vitals(self._engine, self._intake, backends)
 
     async def collect(self) -> list[Result]:
         """Return every result; those of a stopped run's other items say why it was stopped."""
@@ -273,7 +339,7 @@ class Session:
             ok=counts.ok,
             failed=counts.failed,
             resumed=counts.resumed,
-            in_flight=engine.limiter.in_flight,
+            in_flight=engine.in_flight,
             waiting=engine.waiting,
             total=self._items.total,
             prompt_tokens=counts.usage.prompt_tokens,
@@ -287,7 +353,7 @@ class Session:
     def _phase(self) -> str:
         if self.run.stopped:
             return "stopping"
-        return "starting the model" if self._backend.starting else "running"
+        return "starting the model" if any(b.starting for b in self._backends) else "running"
 
     def summary(self) -> str:
         """Return the line the run leaves behind."""
@@ -302,6 +368,7 @@ class Session:
     def stats(self) -> RunStats:
         """Return what the run came to."""
         counts, engine = self.run.counts, self._engine.statistics()
+        elapsed = time.monotonic() - self._began
         return RunStats(
             name=self._options.name,
             items=counts.done,
@@ -310,17 +377,28 @@ class Session:
             not_asked=counts.not_asked,
             resumed=counts.resumed,
             cut=counts.cut,
-            calls=counts.calls,
+            calls=engine.calls,
+            hedged=engine.hedged,
+            shared=engine.shared,
             retries=engine.retry.retries,
-            elapsed_s=time.monotonic() - self._began,
+            elapsed_s=elapsed,
             usage=counts.usage,
             cost_usd=cost_usd(self._backend, self._backend.model, counts.usage),
             endpoint=self._backend.endpoint,
             model=self._backend.model,
             journal=None if self._options.journal is None else os.fspath(self._options.journal),
             stopped=self.run.stopped,
-            peak_in_flight=engine.limiter.peak_in_flight,
+            peak_in_flight=engine.peak_in_flight,
+            time=self._vitals.shares(elapsed),
+            endpoints=tuple(map(_use, self._engine.endpoints())),
         )
+
+    async def close(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """End what is still in flight and settle the journal; also while being cancelled."""
+        try:
+            await self._engine.aclose()
+        finally:
+            await self.close_journal(kind, *rest)
 
     async def close_journal(self, kind: type[BaseException] | None, *_: object) -> None:
         """Settle the journal; also while the run is being cancelled."""
@@ -344,6 +422,7 @@ class Session:
 
     async def _results(self) -> AsyncGenerator[Result, None]:
         ticker = asyncio.create_task(self._tick())
+        watch = asyncio.create_task(self._vitals.watch())
         try:
             with on_interrupt(self._interrupt):
                 async with aclosing(self.run.results()) as results:
@@ -352,6 +431,7 @@ class Session:
                         yield result
         finally:
             ticker.cancel()
+            watch.cancel()
 
     def _finish(self, result: Result) -> None:
         result.cost_usd = cost_usd(self._backend, result.model, result.usage)
@@ -370,5 +450,19 @@ class Session:
 
     async def _tick(self) -> None:
         while True:
+            self.run.tick()
             self._progress.update(self.snapshot())
             await asyncio.sleep(_TICK)
+
+
+def _use(endpoint: EndpointStatistics) -> EndpointUse:
+    limiter = endpoint.limiter
+    return EndpointUse(
+        endpoint=endpoint.name,
+        limit=limiter.limit,
+        reason=limiter.reason,
+        peak_in_flight=limiter.peak_in_flight,
+        calls=endpoint.started,
+        goodput=endpoint.goodput,
+        state=endpoint.breaker.state,
+    )

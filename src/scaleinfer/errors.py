@@ -24,7 +24,10 @@ Errors carry typed fields, pickle with them, and turn into plain JSON and back (
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from scaleinfer.results import RateState
 
 __all__ = [
     "AuthError",
@@ -128,6 +131,9 @@ class EndpointError(ScaleInferError):
         body: The start of the endpoint's answer, at most 500 characters.
         fatal: True if no other item of the run can do better (wrong key, unknown model).
         reached: False if the endpoint was never reached (no connection, no TLS).
+        rate: Where we stand with the endpoint's rate limits, if its answer said so; not part
+            of `to_dict`.
+        timed_out: True if no answer came in time; not part of `to_dict` either.
     """
 
     _fields = (
@@ -155,6 +161,8 @@ class EndpointError(ScaleInferError):
         self.body = body[:500]
         self.fatal = fatal
         self.reached = reached
+        self.rate: RateState | None = None
+        self.timed_out = False
 
 
 class RateLimited(EndpointError):

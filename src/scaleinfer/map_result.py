@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 import orjson
@@ -20,7 +20,66 @@ if TYPE_CHECKING:
 
     from scaleinfer.observe import ResultSummary
 
-__all__ = ["MapResult", "RunStats"]
+__all__ = ["EndpointUse", "MapResult", "RunStats", "TimeShares"]
+
+
+@dataclass(frozen=True, slots=True)
+class TimeShares:
+    """Where a run's time went.
+
+    The first four are shares of the time its calls took, waits for a retry included, and add up
+    to 1; the others stand for themselves.
+
+    Attributes:
+        endpoint: From sending until the answer was there.
+        connection: Waiting for a connection.
+        record: Waiting for the journal.
+        retry: Waiting to be tried again.
+        queue: Share of a call's whole time that it waited for a place at the endpoint.
+        input: Share of the run during which the input's iterator held the event loop.
+        client: Share of the run during which the event loop's thread was computing.
+        loop_lag_s: Seconds that the loop was late, on average.
+        worst_loop_lag_s: The most it was late.
+        held_back_by: What kept the run from being faster; empty after a very short run.
+    """
+
+    endpoint: float = 0.0
+    connection: float = 0.0
+    record: float = 0.0
+    retry: float = 0.0
+    queue: float = 0.0
+    input: float = 0.0
+    client: float = 0.0
+    loop_lag_s: float = 0.0
+    worst_loop_lag_s: float = 0.0
+    held_back_by: str = ""
+
+    def with_verdict(self, held_back_by: str) -> TimeShares:
+        """Return the same with a verdict."""
+        return replace(self, held_back_by=held_back_by)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointUse:
+    """What a run saw of one endpoint.
+
+    Attributes:
+        endpoint: Its name.
+        limit: Calls that may be in flight there, at the end of the run.
+        reason: Why the limit is what it is.
+        peak_in_flight: The most calls that were in flight there.
+        calls: Calls that ended there.
+        goodput: Completion tokens a second it gave lately.
+        state: `closed` while it takes calls, else `open` or `half-open`.
+    """
+
+    endpoint: str
+    limit: int
+    reason: str
+    peak_in_flight: int
+    calls: int
+    goodput: float
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +94,9 @@ class RunStats:
         not_asked: Items that a stopped run left; they have results that say so.
         resumed: Items answered from the journal.
         cut: Answers that ended at `max_tokens` (`finish_reason == "length"`).
-        calls: Calls made, repairs and retries included.
+        calls: Calls made; repairs, retries and second copies included.
+        hedged: Second copies of calls that straggled.
+        shared: Requests answered by an identical one that was in flight.
         retries: Failed calls that were tried again.
         elapsed_s: Seconds from start to end.
         usage: Tokens this run used; resumed items not counted.
@@ -45,6 +106,8 @@ class RunStats:
         journal: The journal's path, if there is one.
         stopped: Why the run was stopped early; empty if it was not.
         peak_in_flight: The most calls that were in flight at once.
+        time: Where the time went, and what held the run back.
+        endpoints: What the run saw of each endpoint.
     """
 
     name: str | None
@@ -55,6 +118,8 @@ class RunStats:
     resumed: int
     cut: int
     calls: int
+    hedged: int
+    shared: int
     retries: int
     elapsed_s: float
     usage: Usage
@@ -64,6 +129,8 @@ class RunStats:
     journal: str | None
     stopped: str
     peak_in_flight: int
+    time: TimeShares = TimeShares()
+    endpoints: tuple[EndpointUse, ...] = ()
 
     @property
     def items_per_s(self) -> float:

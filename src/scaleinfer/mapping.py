@@ -11,13 +11,12 @@ from scaleinfer.map_result import MapResult, RunStats
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from pydantic import BaseModel
 
-    from scaleinfer._session import ProgressMode, PromptFn
-    from scaleinfer.backends import Backend
-    from scaleinfer.engine import Retry
+    from scaleinfer._session import BackendSpec, ProgressMode, PromptFn
+    from scaleinfer.engine import Concurrency, Dispatch, RateLimit, Retry
     from scaleinfer.requests import Sampling
     from scaleinfer.results import Result
 
@@ -28,15 +27,18 @@ async def parallel_map(
     items: Any,
     prompt_fn: PromptFn,
     *,
-    backend: Backend | str | None = None,
+    backend: BackendSpec | Sequence[BackendSpec] | None = None,
     model: str | None = None,
     base_url: str | None = None,
     api_key: str | None = None,
     system: str | None = None,
     schema: type[BaseModel] | None = None,
     sampling: Sampling | Mapping[str, Any] | None = None,
-    concurrency: int | Literal["auto"] = "auto",
+    concurrency: int | Concurrency | Literal["auto"] = "auto",
+    rate_limit: RateLimit | None = None,
     retry: Retry | None = None,
+    priority: int = 0,
+    dispatch: Dispatch | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = True,
@@ -52,8 +54,9 @@ async def parallel_map(
         prompt_fn: A template (`"Classify: {title}"`) or a function of the item, plain or
             async, that returns a string, a list of chat messages, a `Prompt`, or a dict of
             name to any of these (several questions about one item).
-        backend: A `Backend`, or `"local"`, `"openai"`, a URL. Default: `base_url` if given,
-            else the variable `SCALEINFER_BACKEND`, else the embedded model.
+        backend: A `Backend`, or `"local"`, `"openai"`, a URL, a configured `AsyncOpenAI`
+            client; or a list of these, over which the calls are spread. Default: `base_url`
+            if given, else the variable `SCALEINFER_BACKEND`, else the embedded model.
         model: Model to ask; default the backend's own.
         base_url: Address of an OpenAI-compatible server, `/v1` included.
         api_key: Key for it; default `OPENAI_API_KEY`.
@@ -62,8 +65,13 @@ async def parallel_map(
             shown to the model again at most `retry.repairs` times. `Result.value` is then an
             instance of it.
         sampling: `Sampling` or a dict of the same: temperature, max_tokens, seed, ...
-        concurrency: Calls in flight; `"auto"` takes the backend's own figure.
-        retry: How failed calls are tried again.
+        concurrency: Calls in flight at each endpoint. `"auto"` finds the number at which the
+            endpoint is fastest; a `Concurrency` bounds the search, an int fixes the number.
+        rate_limit: Requests and tokens a minute at each endpoint that has no limit of its own.
+        retry: How failed calls are tried again, and how long one may take.
+        priority: Calls of a map with a higher one overtake those of others that use the same
+            backend object and wait for a place.
+        dispatch: In which order calls go out: prefix affinity, hedging, deduplication.
         journal: Path of a journal. Everything lands there as it happens; the same call again
             resumes.
         key: `key(item)` names an item in results and journal; default a hash of the request.
@@ -93,15 +101,18 @@ async def stream_map(
     items: Any,
     prompt_fn: PromptFn,
     *,
-    backend: Backend | str | None = None,
+    backend: BackendSpec | Sequence[BackendSpec] | None = None,
     model: str | None = None,
     base_url: str | None = None,
     api_key: str | None = None,
     system: str | None = None,
     schema: type[BaseModel] | None = None,
     sampling: Sampling | Mapping[str, Any] | None = None,
-    concurrency: int | Literal["auto"] = "auto",
+    concurrency: int | Concurrency | Literal["auto"] = "auto",
+    rate_limit: RateLimit | None = None,
     retry: Retry | None = None,
+    priority: int = 0,
+    dispatch: Dispatch | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = False,
@@ -136,15 +147,18 @@ def map_sync(
     items: Any,
     prompt_fn: PromptFn,
     *,
-    backend: Backend | str | None = None,
+    backend: BackendSpec | Sequence[BackendSpec] | None = None,
     model: str | None = None,
     base_url: str | None = None,
     api_key: str | None = None,
     system: str | None = None,
     schema: type[BaseModel] | None = None,
     sampling: Sampling | Mapping[str, Any] | None = None,
-    concurrency: int | Literal["auto"] = "auto",
+    concurrency: int | Concurrency | Literal["auto"] = "auto",
+    rate_limit: RateLimit | None = None,
     retry: Retry | None = None,
+    priority: int = 0,
+    dispatch: Dispatch | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = True,

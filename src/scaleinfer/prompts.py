@@ -13,7 +13,7 @@ from scaleinfer.requests import Message, Request, Sampling
 from scaleinfer.structured import AnswerSchema
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from pydantic import BaseModel
 
@@ -119,27 +119,45 @@ class Renderer:
             getattr(prompt_fn, "__call__", None)  # noqa: B004 - async callable objects
         )
 
-    async def render(self, item: Any) -> dict[str, Question]:
+    def start(self, item: Any) -> dict[str, Question] | Awaitable[Any]:
         """Return the item's questions by name; a single unnamed one has the name "".
+
+        What an async `prompt_fn` returns is to be given to `finish`.
 
         Raises:
             PromptError: `prompt_fn` raised, or returned something that is no prompt.
         """
         try:
             returned = self._prompt_fn(item)
-            if inspect.isawaitable(returned):
-                returned = await returned
+            if type(returned) is not str and inspect.isawaitable(returned):
+                return returned
             return self._questions(returned)
         except PromptError:
             raise
-        except ConfigError as error:
-            # Prompt's own arguments: the other items may have better ones.
-            raise PromptError(error.message, hint=error.hint) from error
         except Exception as error:
-            raise PromptError(
-                f"prompt_fn raised {type(error).__name__}: {error}",
-                hint="The other items go on; mend prompt_fn or the item and call again.",
-            ) from error
+            raise _prompt_error(error) from error
+
+    async def finish(self, started: Awaitable[Any]) -> dict[str, Question]:
+        """Return the questions of an async `prompt_fn`.
+
+        Raises:
+            PromptError: It raised, or returned something that is no prompt.
+        """
+        try:
+            return self._questions(await started)
+        except PromptError:
+            raise
+        except Exception as error:
+            raise _prompt_error(error) from error
+
+    async def render(self, item: Any) -> dict[str, Question]:
+        """Return the item's questions, whether `prompt_fn` is async or not.
+
+        Raises:
+            PromptError: `prompt_fn` raised, or returned something that is no prompt.
+        """
+        started = self.start(item)
+        return started if isinstance(started, dict) else await self.finish(started)
 
     def _questions(self, returned: Any) -> dict[str, Question]:
         if isinstance(returned, Mapping):
@@ -219,6 +237,16 @@ class Renderer:
         if system is not None and messages[0]["role"] not in {"system", "developer"}:
             messages.insert(0, {"role": "system", "content": system})
         return messages
+
+
+def _prompt_error(error: Exception) -> PromptError:
+    if isinstance(error, ConfigError):
+        # Prompt's own arguments: the other items may have better ones.
+        return PromptError(error.message, hint=error.hint)
+    return PromptError(
+        f"prompt_fn raised {type(error).__name__}: {error}",
+        hint="The other items go on; mend prompt_fn or the item and call again.",
+    )
 
 
 class Template:

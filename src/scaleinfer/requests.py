@@ -146,21 +146,41 @@ class Request:
         """
         if self._digest is not None:
             return self._digest
-        asked = {
-            "messages": self.messages,
-            "prompt": self.prompt,
-            "sampling": self.sampling.to_body(),
-            "schema": self.schema,
-            "model": self.model,
-        }
-        try:
-            text = orjson.dumps(
-                asked, default=plain, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
-            )
-        except orjson.JSONEncodeError as error:
-            raise PromptError(
-                f"the prompt cannot be written as JSON: {error}.",
-                hint="Text, numbers, dates, lists and dicts can; an image goes in as a data: URL.",
-            ) from error
+        tail = _tail_of(self.model, self.prompt, self.sampling, self.schema)
+        text = b'{"messages":' + _canonical(self.messages) + tail
         self._digest = hashlib.blake2b(text, digest_size=16).digest()
         return self._digest
+
+
+def _canonical(value: Any) -> bytes:
+    try:
+        return orjson.dumps(
+            value, default=plain, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+        )
+    except orjson.JSONEncodeError as error:
+        raise PromptError(
+            f"the prompt cannot be written as JSON: {error}.",
+            hint="Text, numbers, dates, lists and dicts can; an image goes in as a data: URL.",
+        ) from error
+
+
+_KEPT_TAILS = 64
+_Tail = tuple[bytes, Sampling, dict[str, Any] | None]
+_tails: dict[tuple[str | None, int, int], _Tail] = {}
+
+
+def _tail_of(
+    model: str | None, prompt: str | None, sampling: Sampling, schema: dict[str, Any] | None
+) -> bytes:
+    """Return the canonical JSON that follows the messages; it is the same for most requests."""
+    key = (model, id(sampling), id(schema))
+    known = _tails.get(key) if prompt is None else None
+    if known is None:
+        rest = {"model": model, "prompt": prompt, "sampling": sampling.to_body(), "schema": schema}
+        # The objects are kept so that nothing else gets their ids.
+        known = (b"," + _canonical(rest)[1:], sampling, schema)
+        if prompt is None:
+            if len(_tails) >= _KEPT_TAILS:
+                _tails.clear()
+            _tails[key] = known
+    return known[0]

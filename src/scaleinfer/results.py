@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from scaleinfer.errors import ScaleInferError
 
-__all__ = ["Attempt", "Completion", "Result", "Usage"]
+__all__ = ["Attempt", "Completion", "Load", "RateState", "Result", "Usage"]
 
 
 class Usage(NamedTuple):
@@ -38,6 +38,34 @@ class Usage(NamedTuple):
         )
 
 
+class Load(NamedTuple):
+    """What an endpoint says about its own load (an ORCA load report, or its metrics)."""
+
+    kv_cache: float | None = None
+    """Share of the KV cache that is in use, 0 to 1."""
+    waiting: int | None = None
+    """Requests that wait in the endpoint's own queue."""
+    running: int | None = None
+    """Requests that it works on."""
+
+
+class RateState(NamedTuple):
+    """Where a client stands with an endpoint's rate limits (`x-ratelimit-*` headers)."""
+
+    limit_requests: int | None = None
+    """Requests allowed per minute."""
+    remaining_requests: int | None = None
+    """Requests left before the limit."""
+    reset_requests_s: float | None = None
+    """Seconds until the requests are all there again."""
+    limit_tokens: int | None = None
+    """Tokens allowed per minute."""
+    remaining_tokens: int | None = None
+    """Tokens left before the limit."""
+    reset_tokens_s: float | None = None
+    """Seconds until the tokens are all there again."""
+
+
 @dataclass(slots=True)
 class Completion:
     """One answer of an endpoint to one `Request`.
@@ -50,6 +78,8 @@ class Completion:
         choices: Texts of all choices if more than one was asked for.
         tool_calls: The first choice's tool calls, untouched.
         logprobs: The first choice's log probabilities, untouched.
+        load: The endpoint's load report, if it sent one.
+        rate: Where we stand with its rate limits, if it says.
     """
 
     text: str
@@ -59,6 +89,8 @@ class Completion:
     choices: list[str] | None = None
     tool_calls: list[dict[str, Any]] | None = None
     logprobs: dict[str, Any] | None = None
+    load: Load | None = None
+    rate: RateState | None = None
 
 
 @dataclass(slots=True)

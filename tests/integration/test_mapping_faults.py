@@ -240,10 +240,10 @@ async def test_retry_after_beyond_patience_is_a_failure_not_a_wait() -> None:
 
 
 async def test_waiting_items_hold_no_place() -> None:
-    fault = Fault.status(429, first=1, retry_after=1.0, match="even")
+    fault = Fault.status(500, first=1, match="even")
     items = [f"{'even' if number % 2 == 0 else 'odd'} {number}" for number in range(20)]
     async with SimulatedServer(faults=[fault]) as server:
-        results = await parallel_map(items, "{}", base_url=server.base_url, concurrency=1, **QUIET)
+        results = await parallel_map(items, "{}", base_url=server.base_url, concurrency=1, retry=Retry(initial=1.0), **QUIET)
         assert results.stats.ok == 20
         requests = server.ledger.requests
         last_odd = max(request.arrived for request in requests if "odd" in request.prompt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ import pytest
 from openai import APIStatusError, AsyncOpenAI, NotFoundError
 
 from scaleinfer.errors import ConfigError
-from scaleinfer.testing import Fault, RequestView, SimulatedServer
+from scaleinfer.testing import Batching, Change, Fault, RequestView, SimulatedServer
 from scaleinfer.testing import _server as server_module
 from scaleinfer.testing._thread import new_event_loop
 
@@ -537,6 +538,235 @@ def test_the_command(number: signal.Signals) -> None:
         base_url = process.stdout.readline().decode().strip()
         assert post(base_url, "one") == "echo: one"
         process.send_signal(number)
+        assert process.wait(10) == 0
+
+
+async def refused(server: SimulatedServer | ServerProcess) -> bool:
+    try:
+        async with connection(server):
+            return False
+    except ConnectionRefusedError:
+        return True
+    except ConnectionError:  # a listening socket that closes resets what came in meanwhile
+        return False
+
+
+async def until_refused(server: SimulatedServer | ServerProcess, wanted: bool) -> None:
+    while await refused(server) is not wanted:  # noqa: ASYNC110 - a port has no events
+        await asyncio.sleep(0.002)
+
+
+async def test_a_batch_over_sockets() -> None:
+    batching = Batching(slots=4, step_s=0.002, prefix_cache_tokens=1000)
+    ask = "endpoint-load-metrics-format: TEXT\r\nX-Client: {}\r\n"
+    async with SimulatedServer(batching=batching, answer_tokens=10) as server:
+        prompts = ["x" * 200 + str(i) for i in range(20)]
+        answers = await asyncio.gather(
+            *(
+                exchange(server, request(prompt, extra=ask.format("ab"[i % 2])))
+                for i, prompt in enumerate(prompts)
+            )
+        )
+        assert all(status == 200 for status, _, _ in answers)
+        reports = [headers["endpoint-load-metrics"] for _, headers, _ in answers]
+        assert all(report.startswith("TEXT named_metrics.kv_cache") for report in reports)
+        assert len(set(reports)) > 1
+        ledger = server.ledger
+        waits = [r.finished - r.started for r in ledger if r.finished and r.started]
+        assert min(waits) >= 0.019
+        assert ledger.seconds >= 0.099  # 20 answers of 10 steps, 4 at a time
+        assert ledger.cached_tokens >= 16 * 48
+        assert ledger.shares() == {"a": 0.5, "b": 0.5}
+        data = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+        _, headers, body = await exchange(server, data)
+        assert headers["content-type"].startswith("text/plain")
+        assert b'vllm:num_requests_running{engine="0",model_name="sim-model"} 0.0' in body
+
+
+async def test_a_stream_of_the_batch_is_read_by_the_sdk() -> None:
+    async with SimulatedServer(batching=Batching(step_s=0.001), answer_tokens=30) as server:
+        async with AsyncOpenAI(base_url=server.base_url, api_key="k", max_retries=0) as client:
+            stream = await client.chat.completions.create(
+                model="sim-model", messages=[{"role": "user", "content": "q"}], stream=True
+            )
+            chunks = [chunk async for chunk in stream]
+        assert len(chunks) == 32
+        assert server.ledger.answered == 1
+    await asyncio.sleep(0.05)  # the SDK closes its generators some turns later
+
+
+async def test_an_outage_refuses_connections_and_ends() -> None:
+    async with SimulatedServer(latency=30, answer_tokens=1) as server:
+        async with connection(server) as (reader, writer):
+            writer.write(request("lost"))
+            await until(lambda: server.ledger.in_flight)
+            server.change(down=True)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+        await until_refused(server, True)
+        (record,) = server.ledger.requests
+        assert (record.aborted, record.ok, record.finished is None) == (False, False, False)
+        server.change(down=False)
+        await until_refused(server, False)
+        server.change(down="503", slowdown=0.001)
+        assert (await exchange(server, request("early")))[0] == 503
+        server.change(down=False)
+        assert (await exchange(server, request("late")))[0] == 200
+
+
+async def test_an_outage_by_script_and_a_server_closed_during_one() -> None:
+    async with SimulatedServer(changes=[Change(at=0.1, until=0.6, down=True)]) as server:
+        port = server.port
+        assert (await exchange(server, request("first")))[0] == 200
+        await until_refused(server, True)
+        await until_refused(server, False)
+        assert (await exchange(server, request("second")))[0] == 200
+        server.change(down=True)
+        await until_refused(server, True)
+    assert server.ledger.counts() == {"first": 1, "second": 1}
+    async with SimulatedServer(port=port) as again:
+        assert (await exchange(again, request()))[0] == 200
+
+
+async def test_a_503_outage_cuts_what_is_in_flight_alone() -> None:
+    async with (
+        SimulatedServer(latency=slow_if_asked) as server,
+        connection(server) as idle,
+        connection(server) as (reader, writer),
+    ):
+        idle[1].write(request("quick"))
+        assert (await read_response(idle[0]))[0] == 200
+        writer.write(request("slow"))
+        await until(lambda: server.ledger.in_flight)
+        server.change(down="503")
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        idle[1].write(request("quick"))
+        assert (await read_response(idle[0]))[0] == 503
+
+
+async def test_a_hang_keeps_connections_until_it_ends() -> None:
+    async with SimulatedServer() as server, connection(server) as (reader, writer):
+        server.change(down="hang")
+        writer.write(request("p"))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(1), 0.1)
+        server.change(down=False)
+        assert (await read_response(reader))[0] == 200
+
+
+def test_a_server_in_a_thread_is_changed_from_outside() -> None:
+    with SimulatedServer().in_thread() as server:
+        server.change(down="503")
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            post(server.base_url)
+        caught.value.close()
+        server.change(down=False)
+        assert post(server.base_url) == "echo: p"
+        with pytest.raises(ConfigError, match="slots"):
+            server.change(slots=0)
+    with pytest.raises(ConfigError, match="does not run"):
+        server.change(slots=1)
+
+
+def test_a_server_in_a_process_is_changed_and_read_during_an_outage() -> None:
+    simulated = SimulatedServer(slots=1, batching=None, requests_per_second=1)
+    with simulated.in_process() as server:
+        server.change(requests_per_second=float("inf"), slots=float("inf"))
+        for _ in range(3):
+            post(server.base_url)
+        server.change(down=True)
+        error: object = None
+        while not isinstance(error, ConnectionRefusedError):
+            try:
+                post(server.base_url)
+            except OSError as raised:  # reset at first: a listening socket closes a little later
+                error = getattr(raised, "reason", raised)
+        assert server.ledger.counts() == {"p": 3}
+        with pytest.raises(ConfigError):
+            server.change(slots=0)
+        server.change(down=False)
+        while server.ledger.counts() == {"p": 3}:
+            with contextlib.suppress(OSError):
+                post(server.base_url)
+        assert server.statistics()["completion_tokens"] == 8
+
+
+async def test_rate_limits_over_sockets() -> None:
+    async with SimulatedServer(requests_per_second=0.001, retry_after="date") as server:
+        assert (await exchange(server, request()))[0] == 200
+        status, headers, _ = await exchange(server, request())
+        assert status == 429
+        assert headers["retry-after"].endswith("GMT")
+
+
+MIXED = [
+    Fault.status(503, rate=0.02), Fault.status(429, retry_after=0.01, rate=0.02),
+    Fault.drop(rate=0.02), Fault.reset(rate=0.02), Fault.truncate(rate=0.02),
+    Fault.malformed(rate=0.02), Fault.html(rate=0.02), Fault.empty_choices(rate=0.02),
+    Fault.stall(rate=0.01), Fault.stall(at=0.5, rate=0.01),
+    Fault.wrong_content_type(rate=0.02), Fault.slow_drip(size=64, seconds=0.001, rate=0.02),
+    Fault.keepalive_close(rate=0.02), Fault.keepalive_close(on="response", rate=0.02),
+    Fault.delay(0.01, rate=0.05),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("batching", [None, Batching(slots=8, step_s=0.0005)])
+async def test_all_faults_mixed_leave_every_request_with_one_end(
+    batching: Batching | None, stream: bool
+) -> None:
+    async with SimulatedServer(faults=MIXED, batching=batching, seed=3) as server:
+
+        async def ask(prompt: str) -> None:
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                async with connection(server) as (reader, writer):
+                    writer.write(request(prompt, stream=stream, extra="Connection: close\r\n"))
+                    await asyncio.wait_for(reader.read(), 1)
+
+        for start in range(0, 600, 100):
+            await asyncio.gather(*(ask(f"item {i}") for i in range(start, start + 100)))
+        await until(lambda: server.ledger.in_flight == 0)
+        statistics = server.ledger.statistics()
+        assert statistics["arrived"] == 600
+        names = {name for joined in statistics["by_fault"] for name in joined.split("+")}
+        assert names == {fault.name for fault in MIXED}
+        spoiled = {
+            "status 503", "status 429", "drop", "reset", "truncate", "malformed", "html",
+            "empty_choices", "stall",
+        }  # fmt: skip
+        for record in server.ledger:
+            assert record.ok != bool(spoiled & set(record.fault.split("+"))) or record.aborted
+
+
+@pytest.mark.parametrize("fault", MIXED, ids=lambda fault: fault.name)
+async def test_each_fault_alone_leaves_the_server_well(fault: Fault) -> None:
+    once = dataclasses.replace(fault, rate=1.0, times=3)
+    async with SimulatedServer(faults=[once]) as server:
+        for prompt in ("a", "b", "c"):
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                async with connection(server) as (reader, writer):
+                    writer.write(request(prompt, extra="Connection: close\r\n"))
+                    await asyncio.wait_for(reader.read(), 0.2)
+        assert (await exchange(server, request("d")))[0] == 200
+        assert server.ledger.counts()["d"] == 1
+        assert (
+            server.ledger.statistics()["by_fault"].get(fault.name, 0) + (server.ledger.in_flight)
+            == 3
+        )
+
+
+def test_the_command_serves_several_that_batch() -> None:
+    command = [
+        sys.executable, "-m", "scaleinfer.testing", "--count", "3", "--slots", "2", "--step",
+        "0.001", "--change", "at=0,down=503,until=0",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        urls = [process.stdout.readline().decode().strip() for _ in range(3)]
+        assert len(set(urls)) == 3
+        assert [post(url, "one") for url in urls] == ["echo: one"] * 3
+        process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
 
 

@@ -21,10 +21,12 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "map_result",
         "_answers",
         "_identity",
+        "_intake",
         "_interrupt",
         "_manifest",
         "_run",
         "_session",
+        "_vitals",
     ),
     ("prompts",),
     ("engine",),
@@ -43,7 +45,12 @@ RANK = {name: rank for rank, names in enumerate(reversed(ROOMS)) for name in nam
 TESTING = "testing"
 MAY_SEE_FROM_TESTING = {"errors", "_lazy", TESTING}
 # The embedded model's server speaks HTTP too, as the room that holds it may.
-EDGES = {"aiohttp": {"backends"}, "academy": {"fleet"}, "httptools": {TESTING}}
+EDGES = {
+    "aiohttp": {"backends"},
+    "academy": {"fleet"},
+    "h2": {"backends"},
+    "httptools": {"backends", TESTING},
+}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scaleinfer._lazy import lazy_exports
 from scaleinfer.backends._base import Backend, EndpointStatus
+from scaleinfer.backends._openai_client import adapter_of, is_openai_client
 from scaleinfer.errors import ConfigError
 
 if TYPE_CHECKING:
     from scaleinfer.backends.local import LocalBackend
     from scaleinfer.backends.openai import OpenAIBackend
+    from scaleinfer.backends.openai_sdk import SDKBackend
 
 __all__ = [
     "Backend",
@@ -20,11 +22,15 @@ __all__ = [
     "LocalBackend",
     "OpenAIBackend",
     "Resolved",
+    "SDKBackend",
     "resolve_backend",
 ]
 
 
-__getattr__, __dir__ = lazy_exports(__name__, {"LocalBackend": "local", "OpenAIBackend": "openai"})
+__getattr__, __dir__ = lazy_exports(
+    __name__,
+    {"LocalBackend": "local", "OpenAIBackend": "openai", "SDKBackend": "openai_sdk"},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,7 @@ class Resolved:
 
 
 def resolve_backend(
-    backend: Backend | str | None = None,
+    backend: Any = None,
     *,
     base_url: str | None = None,
     model: str | None = None,
@@ -51,8 +57,9 @@ def resolve_backend(
 ) -> Resolved:
     """Return the backend that a call with these arguments uses.
 
-    In this order: `backend` (an adapter, or a spec: `"local"`, `"local:PATH.gguf"`,
-    `"openai"`, a URL), `base_url`, the variable `SCALEINFER_BACKEND`, the embedded model.
+    In this order: `backend` (an adapter, a client of the `openai` package, or a spec:
+    `"local"`, `"local:PATH.gguf"`, `"openai"`, a URL), `base_url`, the variable
+    `SCALEINFER_BACKEND`, the embedded model.
 
     Raises:
         ConfigError: The spec is unknown, or the arguments contradict each other.
@@ -70,8 +77,18 @@ def resolve_backend(
             )
         return Resolved(backend, "backend= argument")
     if backend is not None:
+        if is_openai_client(backend):
+            if base_url is not None or api_key is not None:
+                raise ConfigError(
+                    "backend= is a client that has its own address and key.",
+                    hint="Leave out base_url= and api_key=, or configure the client.",
+                )
+            adapter = adapter_of(backend, model=model)
+            return Resolved(adapter, f"backend= argument, an openai.{type(backend).__name__}")
         if not isinstance(backend, str):
-            raise ConfigError(f"backend must be a Backend or a string, not {backend!r}.")
+            raise ConfigError(
+                f"backend must be a Backend, an openai client or a string, not {backend!r}."
+            )
         return Resolved(_from_spec(backend, base_url, model, api_key), "backend= argument")
     if base_url is not None:
         return Resolved(_from_spec("openai", base_url, model, api_key), "base_url= argument")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
+from scaleinfer.errors import ConfigError, EndpointError, Permanent
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scaleinfer.engine import RateLimit
     from scaleinfer.requests import Request
     from scaleinfer.results import Completion
 
@@ -46,6 +52,15 @@ class Backend(ABC):
         json_schema: True if the endpoint enforces JSON schemas. If not, the schema is put
             into the prompt instead.
         priced: True if the endpoint's owner may charge for tokens.
+        packing: Most plain-completion prompts that one call carries; 1 for no packing. May
+            fall to 1 while a run goes on, if the endpoint turns out not to take several.
+        most_in_flight: Calls that can be in flight at once, whatever the endpoint can do (the
+            process's limit of open files); `None` for no such bound. Known once open.
+        timeout: Seconds for one call, where the adapter was told its own; else `None`.
+        weight: The endpoint's share of the calls, relative to others of the same speed.
+        rate_limit: Requests and tokens a minute that the endpoint allows, if it was told.
+        adaptive: True if `concurrency="auto"` looks for the number of calls in flight at which
+            the endpoint is fastest; False if `concurrency` is known to be that number.
     """
 
     kind: ClassVar[str]
@@ -54,6 +69,17 @@ class Backend(ABC):
     concurrency: int = 64
     json_schema: bool = True
     priced: bool = False
+    packing: int = 1
+    most_in_flight: int | None = None
+    timeout: float | None = None
+    weight: float = 1.0
+    rate_limit: RateLimit | None = None
+    adaptive: bool = True
+
+    @property
+    def connection_wait_s(self) -> float:
+        """Seconds that calls have waited for a connection so far, summed."""
+        return 0.0
 
     async def open(self) -> None:  # noqa: B027 - a backend may need nothing
         """Acquire what calls need.
@@ -90,6 +116,42 @@ class Backend(ABC):
         Raises:
             EndpointError: The subclass says what the engine should do next.
         """
+
+    async def complete_many(
+        self, requests: Sequence[Request], *, timeout: float | None = None
+    ) -> list[Completion | EndpointError]:
+        """Ask several requests, in as few calls as the endpoint allows.
+
+        Each request has an outcome of its own: one that fails does not take the others with
+        it. By default every request is a call.
+
+        Args:
+            requests: What to ask.
+            timeout: Seconds for each call.
+
+        Returns:
+            One answer or error for each request, in the same order.
+
+        Raises:
+            ConfigError: No request can be sent at all.
+        """
+        return list(await asyncio.gather(*(self._outcome(one, timeout) for one in requests)))
+
+    async def _outcome(self, request: Request, timeout: float | None) -> Completion | EndpointError:
+        try:
+            return await self.complete(request, timeout=timeout)
+        except EndpointError as error:
+            return error
+        except ConfigError:
+            raise
+        except Exception as error:
+            # What cannot be sent, for instance, is this request's fault and no other's.
+            failed = Permanent(
+                f"the {self.kind} backend raised {type(error).__name__}: {error}",
+                endpoint=self.endpoint,
+            )
+            failed.__cause__ = error
+            return failed
 
     @abstractmethod
     async def check(self) -> EndpointStatus:

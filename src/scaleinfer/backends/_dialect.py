@@ -1,4 +1,4 @@
-"""How OpenAI-compatible servers say what is wrong, and how they answer.
+"""How OpenAI-compatible servers say what is wrong.
 
 One place turns a status, headers and a body into one typed error: the engine never looks at a
 status code. Sources: OpenAI's error codes (platform.openai.com/docs/guides/error-codes), and
@@ -7,14 +7,12 @@ what vLLM, SGLang, llama.cpp and LiteLLM send.
 
 from __future__ import annotations
 
-import email.utils
-import math
-import time
-from datetime import UTC
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING
 
 import orjson
 
+from scaleinfer.backends._rate_headers import rate_state, retry_after
 from scaleinfer.backends._wire import Failure
 from scaleinfer.errors import (
     AuthError,
@@ -25,59 +23,34 @@ from scaleinfer.errors import (
     Starting,
     Transient,
 )
-from scaleinfer.results import Completion, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from scaleinfer.backends._wire import WireError, WireResponse
+    from scaleinfer.results import RateState
 
-__all__ = ["error_from_response", "error_from_wire", "parse_completion", "retry_after"]
+__all__ = [
+    "error_from_response",
+    "error_from_wire",
+    "explained",
+    "not_json",
+    "refuses_schemas",
+]
 
 _SHOWN = 300
+_PAGE_HEAD = 4096
 _UNAUTHORIZED = 401
-
-
-def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
-    """Return the seconds a response asks us to wait, or None if it names none.
-
-    Reads `retry-after-ms` (OpenAI, Azure) and `Retry-After` as seconds or as an HTTP date
-    (RFC 9110, section 10.2.3).
-
-    Args:
-        headers: The response's headers.
-        now: Unix time a date is compared with; the current time by default.
-    """
-    milliseconds = headers.get("retry-after-ms")
-    if milliseconds is not None and (given := _number(milliseconds)) is not None:
-        return given / 1000
-    text = headers.get("retry-after")
-    if text is None:
-        return None
-    if (given := _number(text)) is not None:
-        return given
-    try:
-        at = email.utils.parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
-        return None
-    if at.tzinfo is None:
-        at = at.replace(tzinfo=UTC)
-    return max(0.0, at.timestamp() - (time.time() if now is None else now))
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return max(0.0, number) if math.isfinite(number) else None
+_LOGIN = re.compile(
+    r"(?<![a-z])(?:(?:log|sign)[-_]?(?:in|on)|sso|saml|oauth2?|auth)(?![a-z])", re.IGNORECASE
+)
+_TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 
 def error_from_response(response: WireResponse, *, endpoint: str, model: str) -> EndpointError:
     """Return what a response other than 200 means."""
     message, code = _error_body(response.body)
     status = response.status
-    build = _Builder(endpoint, status, response.body, retry_after(response.headers))
+    headers = response.headers
+    build = _Builder(endpoint, status, response.body, retry_after(headers), rate_state(headers))
     said = f"HTTP {status} from {endpoint}: {message}" if message else f"HTTP {status}"
     if not message:
         said = f"{said} from {endpoint} without a word of explanation."
@@ -85,16 +58,27 @@ def error_from_response(response: WireResponse, *, endpoint: str, model: str) ->
     if specific is not None:
         return specific
     if 300 <= status < 400:  # noqa: PLR2004 - the redirects
-        target = response.headers.get("location", "nowhere")
-        return build(
-            Permanent,
-            f"{endpoint} redirects to {target}.",
-            "Use the address it points to as base_url; calls with a body are not redirected.",
-            fatal=True,
-        )
+        return _redirect(build, headers.get("location"), endpoint)
     if status in {408, 409, 425} or status >= 500:  # noqa: PLR2004 - the server's own faults
         return build(Transient, said)
     return build(Permanent, said)
+
+
+def _redirect(build: _Builder, location: str | None, endpoint: str) -> EndpointError:
+    # What follows the path may be a login's secret state.
+    target = re.split(r"[?#]", location, maxsplit=1)[0] if location else "nowhere"
+    scheme, slashes, rest = target.partition("//")
+    host, _, path = rest.partition("/")
+    if slashes and "@" in host:
+        target = f"{scheme}//{host.rpartition('@')[2]}/{path}"
+    said = f"{endpoint} redirects to {target[:_SHOWN]} (HTTP {build.status})."
+    hint = "Use the address it points to as base_url; calls with a body are not redirected."
+    if _LOGIN.search(target):
+        hint = (
+            "That is a login page: a proxy or gateway wants you to sign in first. Reach the "
+            "server another way, or name its host in NO_PROXY."
+        )
+    return build(Permanent, said, hint, fatal=True)
 
 
 def _specific(  # noqa: PLR0911 - one return for each thing a server can mean
@@ -111,6 +95,10 @@ def _specific(  # noqa: PLR0911 - one return for each thing a server can mean
             return build(Permanent, said, hint, fatal=True)
         case 404 | 405:
             hint = "Check base_url: it usually ends in /v1."
+            return build(Permanent, said, hint, fatal=True)
+        case 407:
+            hint = "Put a user and password into HTTPS_PROXY, or name the host in NO_PROXY."
+            said = f"a proxy before {build.endpoint} wants a login. It said: {said}"
             return build(Permanent, said, hint, fatal=True)
         case 429 if code == "insufficient_quota":
             hint = "The account has no credit left; retrying would not help."
@@ -130,6 +118,16 @@ def _specific(  # noqa: PLR0911 - one return for each thing a server can mean
 def error_from_wire(error: WireError, *, endpoint: str) -> EndpointError:
     """Return what a call without a response means."""
     match error.failure:
+        case Failure.CONNECT if "proxy" in str(error):
+            # A proxy that wants a login will go on wanting it.
+            fatal = "HTTP 407" in str(error)
+            return (Permanent if fatal else Transient)(
+                f"cannot connect to {endpoint}: {error}.",
+                hint="Look at HTTPS_PROXY and its user and password, or name the host in NO_PROXY.",
+                endpoint=endpoint,
+                fatal=fatal,
+                reached=False,
+            )
         case Failure.CONNECT:
             return Transient(
                 f"cannot connect to {endpoint}: {error}.",
@@ -146,112 +144,74 @@ def error_from_wire(error: WireError, *, endpoint: str) -> EndpointError:
                 reached=False,
             )
         case Failure.TIMEOUT:
-            return Transient(
+            late = Transient(
                 f"{endpoint} gave {error}.", hint="Raise Retry(timeout=).", endpoint=endpoint
             )
+            late.timed_out = True
+            return late
         case Failure.BROKEN:
             return Transient(f"the connection to {endpoint} broke: {error}.", endpoint=endpoint)
-
-
-def parse_completion(response: WireResponse, *, endpoint: str, chat: bool) -> Completion:
-    """Return the answer in a 200 response.
-
-    Raises:
-        EndpointError: The body is no completion.
-    """
-    try:
-        body = orjson.loads(response.body)
-    except orjson.JSONDecodeError:
-        raise _not_json(response, endpoint) from None
-    try:
-        choices = body["choices"]
-        texts = [_text(choice, chat=chat) for choice in choices]
-        first = choices[0]
-        message = first.get("message") or {}
-        completion = Completion(
-            text=texts[0],
-            finish_reason=first.get("finish_reason"),
-            usage=_usage(body.get("usage")),
-            model=body.get("model"),
-            choices=texts if len(texts) > 1 else None,
-            tool_calls=message.get("tool_calls") or None,
-            logprobs=first.get("logprobs"),
-        )
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-        message, _ = _error_body(response.body)
-        raise Transient(
-            f"{endpoint} answered 200 without a completion: {message or _excerpt(response.body)}",
-            endpoint=endpoint,
-            status=response.status,
-            body=_excerpt(response.body),
-        ) from None
-    if completion.text or completion.tool_calls:
-        return completion
-    refusal = message.get("refusal")
-    if refusal or completion.finish_reason == "content_filter":
-        why = (
-            f"the model refused: {refusal}" if refusal else "a content filter withheld the answer."
-        )
-        raise Permanent(why, endpoint=endpoint, status=response.status)
-    if completion.finish_reason == "length":
-        raise Permanent(
-            "the model used up max_tokens before it began its answer.",
-            hint="Raise max_tokens; a reasoning model spends it on thinking first.",
-            endpoint=endpoint,
-            status=response.status,
-        )
-    return completion
-
-
-def _text(choice: dict[str, Any], *, chat: bool) -> str:
-    content = choice["message"].get("content") if chat else choice["text"]
-    if content is None or isinstance(content, str):
-        return content or ""
-    # Some servers send content as parts.
-    return "".join(part.get("text", "") for part in content)
-
-
-def _usage(usage: dict[str, Any] | None) -> Usage:
-    if not usage:
-        return Usage(requests=1)
-    details = usage.get("prompt_tokens_details") or {}
-    return Usage(
-        int(usage.get("prompt_tokens") or 0),
-        int(usage.get("completion_tokens") or 0),
-        int(details.get("cached_tokens") or 0),
-        1,
-    )
 
 
 class _Builder:
     """Fills in what every error of one response has in common."""
 
-    def __init__(self, endpoint: str, status: int, body: bytes, after: float | None) -> None:
-        self._endpoint = endpoint
+    def __init__(
+        self, endpoint: str, status: int, body: bytes, after: float | None, rate: RateState | None
+    ) -> None:
+        self.endpoint = endpoint
         self.status = status
+        self._rate = rate
         self._body = _excerpt(body)
         self._after = after
 
     def __call__(
         self, kind: type[EndpointError], message: str, hint: str = "", *, fatal: bool = False
     ) -> EndpointError:
-        return kind(
+        error = kind(
             message,
             hint=hint,
-            endpoint=self._endpoint,
+            endpoint=self.endpoint,
             status=self.status,
             retry_after=self._after,
             body=self._body,
             fatal=fatal,
         )
+        error.rate = self._rate
+        return error
 
 
-def _not_json(response: WireResponse, endpoint: str) -> EndpointError:
-    page = response.body.lstrip()[:1] == b"<"
-    what = "a web page" if page else "something that is not JSON"
+def refuses_schemas(response: WireResponse) -> bool:
+    """True if a refused request was refused for the JSON schema it asked for."""
+    if response.status not in {400, 422}:
+        return False
+    said = response.body.lower()
+    return b"response_format" in said or b"json_schema" in said
+
+
+def not_json(response: WireResponse, endpoint: str) -> EndpointError:
+    """Return what a 200 response means whose body is not JSON."""
+    page = _is_page(response.body)
+    what = _title(response.body)
+    if not what:
+        what = f"{'a web page' if page else 'something that is not JSON'}: "
+        what += _excerpt(response.body)
     return Transient(
-        f"{endpoint} answered 200 with {what}: {_excerpt(response.body)}",
+        f"{endpoint} answered 200 with {what}",
         hint="A login page or a wrong base_url looks like that." if page else "",
+        endpoint=endpoint,
+        status=response.status,
+        body=_excerpt(response.body),
+    )
+
+
+def explained(
+    kind: type[EndpointError], what: str, response: WireResponse, endpoint: str
+) -> EndpointError:
+    """Return an error that says `what` the endpoint did, and shows what it sent."""
+    message, _ = _error_body(response.body)
+    return kind(
+        f"{endpoint} {what}: {message or _excerpt(response.body)}",
         endpoint=endpoint,
         status=response.status,
         body=_excerpt(response.body),
@@ -263,7 +223,7 @@ def _error_body(body: bytes) -> tuple[str, str]:
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return _excerpt(body), ""
+        return _title(body) or _excerpt(body), ""
     if not isinstance(data, dict):
         return _excerpt(body), ""
     error = data.get("error", data)
@@ -272,6 +232,19 @@ def _error_body(body: bytes) -> tuple[str, str]:
     message = error.get("message") or error.get("detail") or ""
     code = error.get("code") or error.get("type") or ""
     return str(message)[:_SHOWN], str(code)
+
+
+def _is_page(body: bytes) -> bool:
+    return body[:_SHOWN].lstrip()[:1] == b"<"
+
+
+def _title(body: bytes) -> str:
+    """Return what a web page calls itself; its beginning is markup."""
+    if not _is_page(body):
+        return ""
+    found = _TITLE.search(body[:_PAGE_HEAD].decode("utf-8", "replace"))
+    title = " ".join(found[1].split())[:_SHOWN] if found else ""
+    return f"a web page titled '{title}'" if title else ""
 
 
 def _excerpt(body: bytes) -> str:

@@ -77,6 +77,7 @@ class LocalBackend(Backend):
     """
 
     kind: ClassVar[str] = "local"
+    adaptive = False
     endpoint = "local"
     json_schema = True
     concurrency = 32

@@ -3,41 +3,54 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import os
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import SplitResult, urlsplit, urlunsplit
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from urllib.parse import urlencode
 
 import orjson
 
+from scaleinfer.backends._address import checked_address, checked_key, shown
 from scaleinfer.backends._base import Backend, EndpointStatus
-from scaleinfer.backends._dialect import (
-    error_from_response,
-    error_from_wire,
-    parse_completion,
-)
-from scaleinfer.backends._wire import AiohttpWire, WireError, is_loopback
+from scaleinfer.backends._completion import parse_completion, parse_pack
+from scaleinfer.backends._dialect import error_from_response, error_from_wire, refuses_schemas
+from scaleinfer.backends._keys import RotatingKey
+from scaleinfer.backends._orca import ASK_FOR_LOAD
+from scaleinfer.backends._packing import packs
+from scaleinfer.backends._request_body import BodyWriter, in_words
+from scaleinfer.backends._secrets import Secrets
+from scaleinfer.backends._wire import WireError, is_loopback, max_connections, open_wire
 from scaleinfer.errors import ConfigError, EndpointError, Permanent
-from scaleinfer.requests import plain
-from scaleinfer.structured import instruct, is_strict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from scaleinfer.backends._wire import Wire, WireResponse
+    from scaleinfer.engine import RateLimit
     from scaleinfer.requests import Request
     from scaleinfer.results import Completion
 
-__all__ = ["OpenAIBackend"]
+__all__ = ["OpenAIBackend", "WireKind"]
+
+WireKind = Literal["auto", "direct", "aiohttp", "http2"]
 
 _OFFICIAL = "https://api.openai.com/v1"
 _CHECK_TIMEOUT = 10.0
 _PAGES_BEFORE_FATAL = 5
-_PUBLIC_HEADERS = frozenset({"content-type", "accept", "user-agent"})
-_SHORTEST_SECRET = 8  # shorter values occur in texts by chance
+_OK, _UNAUTHORIZED = 200, 401
+_BAD_REQUEST = frozenset({400, 413, 422})
+
+
+@dataclass(slots=True)
+class _Opened:
+    """What one event loop's calls share."""
+
+    wire: Wire
+    keys: RotatingKey | None
+    users: int = 0
 
 
 class OpenAIBackend(Backend):
@@ -46,17 +59,28 @@ class OpenAIBackend(Backend):
     Args:
         base_url: The server's address up to and including `/v1`; default `OPENAI_BASE_URL`,
             else OpenAI's own.
-        api_key: Default `OPENAI_API_KEY`. Servers of your own usually need none.
+        api_key: Default `OPENAI_API_KEY`; an empty string for none. Servers of your own
+            usually need none. A function that returns the key of the moment, or is a
+            coroutine function that does, is asked at most once a second.
         model: Model to ask; default `OPENAI_MODEL`, else the only one the server offers.
         headers: Further headers of every call.
+        query: Query parameters of every call.
+        timeout: Seconds for one call, if fewer than the run's `Retry.timeout`.
         concurrency: Calls in flight that `concurrency="auto"` starts with.
         json_schema: False for a server that does not enforce JSON schemas; the schema then
             goes into the prompt. A server that refuses `response_format` is found out by
             itself.
+        packing: Plain-completion prompts that go into one call, for servers that take a list
+            of them (vLLM and OpenAI do).
+        load_reports: Ask for an ORCA load report with every answer; servers that know none
+            ignore it.
+        wire: The HTTP client: `auto` takes the fastest that fits the address.
+        weight: This endpoint's share of the calls, relative to others of the same speed.
+        rate_limit: Requests and tokens a minute that the server allows.
 
     Raises:
-        ConfigError: The address is no http(s) URL, or OpenAI's own server is meant and there
-            is no key.
+        ConfigError: The address is no URL, the key cannot be sent, or OpenAI's own server is
+            meant and there is no key.
     """
 
     kind: ClassVar[str] = "openai"
@@ -65,42 +89,74 @@ class OpenAIBackend(Backend):
         self,
         base_url: str | None = None,
         *,
-        api_key: str | None = None,
+        api_key: str | Callable[[], str | Awaitable[str]] | None = None,
         model: str | None = None,
         headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+        timeout: float | None = None,
         concurrency: int = 64,
         json_schema: bool = True,
+        packing: int = 1,
+        load_reports: bool = True,
+        wire: WireKind = "auto",
+        weight: float = 1.0,
+        rate_limit: RateLimit | None = None,
     ) -> None:
+        if packing < 1:
+            raise ConfigError(f"packing must be at least 1, not {packing}.")
         url = (base_url or os.environ.get("OPENAI_BASE_URL") or _OFFICIAL).rstrip("/")
-        parts = _checked_address(url)
-        key = _checked_key(api_key or os.environ.get("OPENAI_API_KEY"))
-        if parts.username is not None:
-            # What the address names is sent as it is; one call cannot carry both.
-            key = None
-        elif key is None and url == _OFFICIAL:
-            raise ConfigError(
-                "OpenAI's own server needs a key.",
-                hint="Set OPENAI_API_KEY, or name your server with base_url=.",
-            )
-        self._url = url
-        self.endpoint = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        parts = checked_address(url)
+        self.endpoint = shown(parts)
         self.model = model or os.environ.get("OPENAI_MODEL")
+        self.timeout = timeout
         self.concurrency = concurrency
         self.json_schema = json_schema
+        self.packing = packing
+        self.weight = weight
+        self.rate_limit = rate_limit
         self.priced = not is_loopback(url)
+        self._url, self._wire_kind = url, wire
+        self._query = f"?{urlencode(query)}" if query else ""
+        self._chat_url = self._url_of("chat/completions")
+        self._completions_url = self._url_of("completions")
+        self._provider = api_key if callable(api_key) else None
         self._headers = {
             "Content-Type": "application/json",
-            **({"Authorization": f"Bearer {key}"} if key else {}),
+            **(ASK_FOR_LOAD if load_reports else {}),
+            **self._authorization(api_key, headers or {}, in_address=parts.username is not None),
             **(headers or {}),
         }
-        self._secrets = [
-            value.removeprefix("Bearer ").encode()
-            for name, value in self._headers.items()
-            if name.lower() not in _PUBLIC_HEADERS and len(value) >= _SHORTEST_SECRET
-        ]
-        self._open: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Wire, int]]
-        self._open = WeakKeyDictionary()
+        self._secrets = Secrets(self._headers, (query or {}).values())
+        self._bodies = BodyWriter()
+        self._open: dict[asyncio.AbstractEventLoop, _Opened] = {}
         self._pages: int | None = 0
+
+    @property
+    def connection_wait_s(self) -> float:
+        """Seconds that calls have waited for a connection so far, summed."""
+        return sum(opened.wire.statistics().waited_s for opened in self._open.values())
+
+    @classmethod
+    def from_client(cls, client: Any, *, model: str | None = None, **options: Any) -> Backend:
+        """Return an adapter with the configuration of an `openai` client.
+
+        Base URL, key (or the function that returns it), organisation, project, default
+        headers, default query and timeout are taken over; the calls do not go through the
+        client. Where its configuration cannot be taken over (a custom `http_client`, Azure,
+        workload identity), the adapter is an `SDKBackend`, which asks the client itself, and
+        one logged line says so.
+
+        Args:
+            client: An `openai.AsyncOpenAI`, `openai.OpenAI` or `openai.AsyncAzureOpenAI`.
+            model: Model to ask.
+            options: Further arguments of this class.
+
+        Raises:
+            ConfigError: It is no such client, or a synchronous one that cannot be taken over.
+        """
+        from scaleinfer.backends._openai_client import adapter_of
+
+        return adapter_of(client, model=model, **options)
 
     async def open(self) -> None:
         """Open connections on the running loop, and settle on a model if none was named.
@@ -110,11 +166,17 @@ class OpenAIBackend(Backend):
             EndpointError: The server was asked for its models and did not tell.
         """
         loop = asyncio.get_running_loop()
-        wire, users = self._open.get(loop) or (AiohttpWire(self._url), 0)
-        self._open[loop] = (wire, users + 1)
+        for other in [other for other in self._open if other.is_closed()]:
+            del self._open[other]  # it ended without closing us
+        opened = self._open.get(loop)
+        if opened is None:
+            # Over HTTP/2 one connection carries many calls.
+            self.most_in_flight = None if self._wire_kind == "http2" else max_connections()
+            opened = self._open[loop] = self._opened()
+        opened.users += 1
         if self.model is None:
             try:
-                self.model = await self._only_model()
+                self.model = await self._only_model(opened)
             except BaseException:
                 await self.aclose()
                 raise
@@ -125,60 +187,95 @@ class OpenAIBackend(Backend):
         opened = self._open.get(loop)
         if opened is None:
             return
-        wire, users = opened
-        if users > 1:
-            self._open[loop] = (wire, users - 1)
-            return
-        del self._open[loop]
-        await wire.aclose()
+        opened.users -= 1
+        if opened.users == 0:
+            del self._open[loop]
+            await opened.wire.aclose()
 
     async def complete(self, request: Request, *, timeout: float | None = None) -> Completion:
         """Make one call; see `Backend.complete`."""
         chat = request.prompt is None
-        if request.schema is not None and not self.json_schema:
-            request = replace(
-                request, messages=instruct(request.messages or [], request.schema), schema=None
-            )
-        url = f"{self._url}/chat/completions" if chat else f"{self._url}/completions"
-        body = orjson.dumps(self._body(request), option=orjson.OPT_NON_STR_KEYS, default=plain)
-        try:
-            response = await self._wire.post(url, body, self._headers, timeout)
-        except WireError as error:
-            raise error_from_wire(error, endpoint=self.endpoint) from error
-        only_pages = self._note_pages(response)
-        if response.status != 200:  # noqa: PLR2004 - OK
-            if self._refuses_schemas(request, response):
+        if not self.json_schema:
+            request = in_words(request)
+        body = self._bodies.write(request, self.model)
+        response = await self._post(
+            self._chat_url if chat else self._completions_url, body, timeout
+        )
+        if response.status == _OK:
+            completion = self._read(response, chat=chat)
+            self._pages = None
+            return completion
+        if request.schema is not None and refuses_schemas(response):
+            if self.json_schema:  # the first of those in flight says it
                 self.json_schema = False
-                logging.getLogger("scaleinfer").warning(
-                    "%s does not take JSON schemas; they go into the prompt from now on.",
-                    self.endpoint,
-                )
-                return await self.complete(request, timeout=timeout)
-            model = request.model or self.model or ""
-            raise self._refusal(response, model)
+                _log(f"{self.endpoint} takes no JSON schemas; they go into the prompt from now on.")
+            return await self.complete(request, timeout=timeout)
+        raise self._refusal(response, request.model or self.model or "")
+
+    async def complete_many(
+        self, requests: Sequence[Request], *, timeout: float | None = None
+    ) -> list[Completion | EndpointError]:
+        """Ask several requests; see `Backend.complete_many`.
+
+        Plain completions with equal sampling go `packing` to a call. A pack that the server
+        refuses as a bad request is asked one by one, so that only the culprit fails.
+        """
+        found = packs(requests, self.packing)
+        together = [[requests[position] for position in pack] for pack in found]
+        if len(together) == 1:
+            outcomes = [await self._pack(together[0], timeout)]
+        else:
+            outcomes = await asyncio.gather(*(self._pack(pack, timeout) for pack in together))
+        ordered: dict[int, Completion | EndpointError] = {}
+        for positions, pack_outcomes in zip(found, outcomes, strict=True):
+            ordered.update(zip(positions, pack_outcomes, strict=True))
+        return [ordered[position] for position in range(len(requests))]
+
+    async def _pack(
+        self, requests: list[Request], timeout: float | None
+    ) -> list[Completion | EndpointError]:
+        if len(requests) == 1:
+            return [await self._outcome(requests[0], timeout)]
+        first, prompts = requests[0], [request.prompt or "" for request in requests]
         try:
-            return parse_completion(response, endpoint=self.endpoint, chat=chat)
-        except EndpointError:
-            pass
-        # Read once more without the key, which an error's excerpt of the body must not hold.
-        # An answer is never touched: a header's value may well be a word of it.
+            body = self._bodies.write_pack(first, prompts, self.model)
+        except orjson.JSONEncodeError:
+            return await self._one_by_one(requests, timeout)
         try:
-            safe = self._without_secrets(response)
-            return parse_completion(safe, endpoint=self.endpoint, chat=chat)
+            response = await self._post(self._completions_url, body, timeout)
+            if response.status in _BAD_REQUEST:
+                return await self._one_by_one(requests, timeout)
+            if response.status != _OK:
+                raise self._refusal(response, first.model or self.model or "")
+            outcomes = self._read_pack(response, prompts, first.sampling.n or 1)
         except EndpointError as error:
-            error.fatal = only_pages
-            raise
+            # One for each: an error carries the item that it belongs to.
+            return [copy.copy(error) for _ in requests]
+        self._pages = None
+        return outcomes
+
+    async def _one_by_one(
+        self, requests: list[Request], timeout: float | None
+    ) -> list[Completion | EndpointError]:
+        outcomes = list(
+            await asyncio.gather(*(self._outcome(request, timeout) for request in requests))
+        )
+        if self.packing > 1 and not any(isinstance(one, EndpointError) for one in outcomes):
+            self.packing = 1
+            _log(f"{self.endpoint} takes one prompt to a call only; packing is off from now on.")
+        return outcomes
 
     async def check(self) -> EndpointStatus:
         """Ask for the list of models; see `Backend.check`."""
         began = time.monotonic()
-        wire = AiohttpWire(self._url)
         try:
-            models = await self._models(wire)
-        except EndpointError as error:
+            opened = self._opened()
+            try:
+                models = await self._models(opened)
+            finally:
+                await opened.wire.aclose()
+        except (EndpointError, ConfigError) as error:
             return EndpointStatus(self.endpoint, ok=False, detail=str(error))
-        finally:
-            await wire.aclose()
         latency = time.monotonic() - began
         detail = f"answers; {len(models)} model{'s' * (len(models) != 1)}"
         ok = self.model is None or not models or self.model in models
@@ -186,51 +283,93 @@ class OpenAIBackend(Backend):
             detail = f"answers, but does not offer {self.model}"
         return EndpointStatus(self.endpoint, ok, detail, tuple(models), latency)
 
-    @property
-    def _wire(self) -> Wire:
+    def _authorization(
+        self, key: object, headers: Mapping[str, str], *, in_address: bool
+    ) -> dict[str, str]:
+        if callable(key):
+            return {}
+        checked = checked_key(os.environ.get("OPENAI_API_KEY") if key is None else key)
+        if in_address or any(name.lower() == "authorization" for name in headers):
+            # What the address or the headers name is sent as it is; a call carries one only.
+            return {}
+        if checked is not None:
+            return {"Authorization": f"Bearer {checked}"}
+        if self._url == _OFFICIAL:
+            raise ConfigError(
+                "OpenAI's own server needs a key.",
+                hint="Set OPENAI_API_KEY, or name your server with base_url=.",
+            )
+        return {}
+
+    def _url_of(self, path: str) -> str:
+        return f"{self._url}/{path}{self._query}"
+
+    def _opened(self) -> _Opened:
+        keys = None
+        if self._provider is not None:
+            keys = RotatingKey(
+                self._provider, self._headers, endpoint=self.endpoint, told=self._secrets.add
+            )
+        return _Opened(open_wire(self._url, kind=self._wire_kind), keys)
+
+    async def _post(self, url: str, body: bytes, timeout: float | None) -> WireResponse:
         opened = self._open.get(asyncio.get_running_loop())
         if opened is None:
             raise ConfigError(
                 "the backend is not open on this event loop.",
                 hint="Use `async with backend:`, or pass it to parallel_map.",
             )
-        return opened[0]
+        own = self.timeout
+        if own is not None and (timeout is None or own < timeout):
+            timeout = own
+        keys = opened.keys
+        try:
+            if keys is None:
+                return await opened.wire.post(url, body, self._headers, timeout)
+            headers: Mapping[str, str] | None = await keys.headers()
+            response = await opened.wire.post(url, body, headers or {}, timeout)
+            if response.status == _UNAUTHORIZED:
+                headers = await keys.renewed(headers or {})
+                if headers is not None:
+                    response = await opened.wire.post(url, body, headers, timeout)
+            return response
+        except WireError as error:
+            raise error_from_wire(error, endpoint=self.endpoint) from error
 
-    def _body(self, request: Request) -> dict[str, Any]:
-        body: dict[str, Any] = {"model": request.model or self.model}
-        if request.prompt is None:
-            body["messages"] = request.messages
-        else:
-            body["prompt"] = request.prompt
-        body.update(request.sampling.to_body())
-        if request.schema is not None:
-            body["response_format"] = {
-                "type": "json_schema",
-                "json_schema": {
-                    "name": request.schema_name,
-                    "schema": request.schema,
-                    "strict": is_strict(request.schema),
-                },
-            }
-        return body
+    def _read(self, response: WireResponse, *, chat: bool) -> Completion:
+        try:
+            return parse_completion(response, endpoint=self.endpoint, chat=chat)
+        except EndpointError:
+            pass
+        # Read once more without the key, which an error's excerpt of the body must not hold.
+        # An answer is never touched: a header's value may well be a word of it.
+        only_pages = self._note_pages(response)
+        safe = self._secrets.taken_out(response)
+        try:
+            return parse_completion(safe, endpoint=self.endpoint, chat=chat)
+        except EndpointError as error:
+            error.fatal = only_pages
+            raise
 
-    def _refuses_schemas(self, request: Request, response: WireResponse) -> bool:
-        if request.schema is None or response.status not in {400, 422}:
-            return False
-        said = response.body.lower()
-        return b"response_format" in said or b"json_schema" in said
+    def _read_pack(
+        self, response: WireResponse, prompts: list[str], n: int
+    ) -> list[Completion | EndpointError]:
+        try:
+            return parse_pack(response, endpoint=self.endpoint, prompts=prompts, n=n)
+        except EndpointError:
+            pass
+        only_pages = self._note_pages(response)
+        safe = self._secrets.taken_out(response)
+        try:
+            return parse_pack(safe, endpoint=self.endpoint, prompts=prompts, n=n)
+        except EndpointError as error:
+            error.fatal = only_pages
+            raise
 
     def _refusal(self, response: WireResponse, model: str) -> EndpointError:
-        safe = self._without_secrets(response)
+        self._note_pages(response)
+        safe = self._secrets.taken_out(response)
         return error_from_response(safe, endpoint=self.endpoint, model=model)
-
-    def _without_secrets(self, response: WireResponse) -> WireResponse:
-        """Return the response without the key, should the server repeat it in an error."""
-        body = response.body
-        for secret in self._secrets:
-            if secret in body:
-                body = body.replace(secret, b"[secret]")
-        return response if body is response.body else replace(response, body=body)
 
     def _note_pages(self, response: WireResponse) -> bool:
         """Return True if this endpoint has sent nothing but web pages: no inference server."""
@@ -238,8 +377,8 @@ class OpenAIBackend(Backend):
             self._pages = self._pages + 1 if response.body.lstrip()[:1] == b"<" else None
         return self._pages is not None and self._pages >= _PAGES_BEFORE_FATAL
 
-    async def _only_model(self) -> str:
-        models = await self._models(self._wire)
+    async def _only_model(self, opened: _Opened) -> str:
+        models = await self._models(opened)
         if len(models) == 1:
             return models[0]
         offered = ", ".join(models[:10]) or "none"
@@ -248,12 +387,13 @@ class OpenAIBackend(Backend):
             hint="Pass model=, or set OPENAI_MODEL.",
         )
 
-    async def _models(self, wire: Wire) -> list[str]:
+    async def _models(self, opened: _Opened) -> list[str]:
+        headers = self._headers if opened.keys is None else await opened.keys.headers()
         try:
-            response = await wire.get(f"{self._url}/models", self._headers, _CHECK_TIMEOUT)
+            response = await opened.wire.get(self._url_of("models"), headers, _CHECK_TIMEOUT)
         except WireError as error:
             raise error_from_wire(error, endpoint=self.endpoint) from error
-        if response.status != 200:  # noqa: PLR2004 - OK
+        if response.status != _OK:
             raise self._refusal(response, "")
         try:
             return [str(entry["id"]) for entry in orjson.loads(response.body)["data"]]
@@ -266,32 +406,5 @@ class OpenAIBackend(Backend):
             ) from None
 
 
-def _checked_address(url: str) -> SplitResult:
-    # Nothing that may be a credential is repeated.
-    shown = url.rpartition("@")[2].partition("?")[0]
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
-        raise ConfigError(
-            f"base_url {shown!r} is no http(s) URL.", hint="For example: http://127.0.0.1:8000/v1"
-        )
-    if parts.query or parts.fragment:
-        raise ConfigError(
-            f"base_url {shown!r} goes on after its path.",
-            hint="Leave out what follows ? or #; a key belongs into api_key= or headers=.",
-        )
-    return parts
-
-
-def _checked_key(key: str | None) -> str | None:
-    # A key read from a file often ends in a newline.
-    key = (key or "").strip()
-    if not key.isascii() or not key.isprintable():
-        raise ConfigError(
-            "the API key holds characters that no header can carry.",
-            hint="Look for a line break or a typographic character in it.",
-        )
-    return key or None
+def _log(line: str) -> None:
+    logging.getLogger("scaleinfer").warning(line)

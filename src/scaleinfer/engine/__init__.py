@@ -1,10 +1,22 @@
-"""The loop that keeps endpoints busy: limiter, retry authority, window. Knows no items."""
+"""The loop that keeps endpoints busy: limiter, retry authority, router. Knows no items."""
 
 from __future__ import annotations
 
+from scaleinfer.engine._breaker import Breaker
+from scaleinfer.engine._dispatch import Dispatch
+from scaleinfer.engine._endpoint import Endpoint, EndpointStatistics
 from scaleinfer.engine._engine import Engine, EngineStatistics
 from scaleinfer.engine._gate import Gate
-from scaleinfer.engine._limiter import Limiter, LimiterStatistics
+from scaleinfer.engine._limiter import (
+    Concurrency,
+    FixedLimiter,
+    Limiter,
+    LimiterStatistics,
+    Outcome,
+)
+from scaleinfer.engine._orderer import Orderer, ordering_gain
+from scaleinfer.engine._pool import Pool, pool_of
+from scaleinfer.engine._rate_limit import RateLimit
 from scaleinfer.engine._retry import (
     COME_BACK_LATER,
     GiveUp,
@@ -13,19 +25,33 @@ from scaleinfer.engine._retry import (
     RetryStatistics,
     WaitFor,
 )
+from scaleinfer.engine._router import Router
 from scaleinfer.engine._window import Window
 
 __all__ = [
     "COME_BACK_LATER",
+    "Breaker",
+    "Concurrency",
+    "Dispatch",
+    "Endpoint",
+    "EndpointStatistics",
     "Engine",
     "EngineStatistics",
+    "FixedLimiter",
     "Gate",
     "GiveUp",
     "Limiter",
     "LimiterStatistics",
+    "Orderer",
+    "Outcome",
+    "Pool",
+    "RateLimit",
     "Retry",
     "RetryAuthority",
     "RetryStatistics",
+    "Router",
     "WaitFor",
     "Window",
+    "ordering_gain",
+    "pool_of",
 ]

@@ -1,27 +1,55 @@
-"""The asyncio shell around limiter and retry authority: makes one call after the other happen."""
+"""The asyncio shell around the engine's state machines: makes one call after the other happen."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from scaleinfer.engine._gate import Gate
-from scaleinfer.engine._retry import COME_BACK_LATER, GiveUp, RetryAuthority, RetryStatistics
-from scaleinfer.errors import EndpointError, Permanent
-from scaleinfer.results import Attempt
+from scaleinfer.engine._call import Call, ask, outcome_of, settle_pack, settle_place
+from scaleinfer.engine._copies import Copies
+from scaleinfer.engine._dispatch import Dispatch
+from scaleinfer.engine._hedging import Hedger
+from scaleinfer.engine._limiter import Outcome
+from scaleinfer.engine._packing import Packer
+from scaleinfer.engine._pool import ANYWHERE, Want
+from scaleinfer.engine._retry import GiveUp, RetryAuthority, RetryStatistics, WaitFor
+from scaleinfer.engine._sharing import Sharing
+from scaleinfer.errors import EndpointError
+from scaleinfer.results import Attempt, Completion, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from scaleinfer.backends._base import Backend
-    from scaleinfer.engine._limiter import Limiter, LimiterStatistics
-    from scaleinfer.engine._retry import Retry
+    from scaleinfer.engine._endpoint import EndpointStatistics
+    from scaleinfer.engine._pool import Pool
+    from scaleinfer.engine._retry import Retry, Track
     from scaleinfer.requests import Request
-    from scaleinfer.results import Completion
 
-__all__ = ["Engine", "EngineStatistics"]
+__all__ = ["Engine", "EngineStatistics", "Waits"]
+
+_ANSWER_TOKENS = 256
+"""Tokens expected of an answer without `max_tokens`, for rate limits; corrected afterwards."""
+_CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(slots=True)
+class Waits:
+    """Where a run's calls spent their time, in seconds summed over calls.
+
+    Attributes:
+        place: Waiting for a free place at an endpoint.
+        endpoint: From sending to the answer.
+        record: From the answer until it was recorded.
+        retry: Waiting to be tried again.
+    """
+
+    place: float = 0.0
+    endpoint: float = 0.0
+    record: float = 0.0
+    retry: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,48 +57,132 @@ class EngineStatistics:
     """An engine at one moment.
 
     Attributes:
-        limiter: Places at the endpoint.
+        limit: Calls that may be in flight at all endpoints together.
+        in_flight: Calls of this engine that are.
+        peak_in_flight: The most that ever were.
+        calls: Calls made.
+        hedged: Second copies among them.
+        shared: Requests that another's identical call answered.
         retry: What the calls came to.
         waiting: Requests that wait for their next try; they hold no place.
-        queued: Requests that wait for a place.
+        queued: Requests that wait for a place, those of other engines included.
     """
 
-    limiter: LimiterStatistics
+    limit: int
+    in_flight: int
+    peak_in_flight: int
+    calls: int
+    hedged: int
+    shared: int
     retry: RetryStatistics
     waiting: int
     queued: int
 
 
 class Engine:
-    """Makes calls to one endpoint within its limit, trying again what may pass.
+    """Makes one run's calls to a pool of endpoints, trying again what may pass.
 
     Args:
-        backend: The endpoint's adapter, opened.
-        limiter: How many calls may be in flight.
+        backends: The endpoints' adapters, opened; in the pool's order.
+        pool: The endpoints' state.
         retry: The rules for trying again.
+        dispatch: The rules for what goes out.
+        priority: Calls with a higher one overtake others that wait for a place.
 
     Attributes:
+        authority: Judges the run's failures.
         last_error: The latest error of any call, for progress displays.
+        waits: Where the time went.
+        remaining: Items without a result yet; `None` if that is not known.
+        unasked: Items that nobody works on yet; `None` if that is not known.
     """
 
-    def __init__(self, backend: Backend, *, limiter: Limiter, retry: Retry) -> None:
-        self.backend = backend
-        self.authority = RetryAuthority(retry)
+    def __init__(
+        self,
+        backends: Sequence[Backend],
+        *,
+        pool: Pool,
+        retry: Retry,
+        dispatch: Dispatch | None = None,
+        priority: int = 0,
+    ) -> None:
+        dispatch = dispatch or Dispatch()
+        self.authority = RetryAuthority(retry, places=pool.limit)
         self.last_error: EndpointError | None = None
-        self._limiter = limiter
-        self._timeout = retry.timeout
-        self._gate = Gate(lambda: limiter.has_room, limiter.started)
-        self._waiting = 0
+        self.waits = Waits()
+        self.remaining: int | None = None
+        self.unasked: int | None = None
+        self.calls = 0
+        self._backends = list(backends)
+        self._pool = pool
+        self._retry = retry
+        self._priority = priority
+        self._sharing: Sharing[Completion] | None = Sharing() if dispatch.deduplicate else None
+        most = max(backend.packing for backend in backends)
+        self._packer = Packer(self._send_pack, most=most) if most > 1 else None
+        self._packed_at: dict[int, int] = {}
+        self._copies = None
+        if dispatch.hedging:
+            self._copies = Copies(
+                Hedger(dispatch.hedging_share, places=pool.limit),
+                pool,
+                self._backends,
+                lambda: self.remaining,
+            )
+        self._several = len(self._backends) > 1
+        self._models = [backend.model for backend in backends]
+        self._own_names = len(set(self._models)) > 1
+        self._rated = any(backend.rate_limit is not None for backend in backends)
+        self._in_flight = self._peak = self._waiting = self._shared = 0
 
-    async def call(
+    @property
+    def limit(self) -> int:
+        """Calls that may be in flight at all endpoints together."""
+        return self._pool.limit
+
+    @property
+    def limit_reason(self) -> str:
+        """Why no more calls may be in flight; of several endpoints, at the one with most."""
+        limiters = [endpoint.limiter for endpoint in self._pool.endpoints]
+        busiest = max(limiters, key=lambda limiter: limiter.limit).statistics()
+        return f"{busiest.limit}: {busiest.reason}"
+
+    def endpoints(self) -> list[EndpointStatistics]:
+        """Return where each endpoint stands."""
+        return self._pool.router.statistics()
+
+    @property
+    def lanes(self) -> int:
+        """Requests that may be asked at once: as many as there are places, times the packing."""
+        if self._packer is None:
+            return self._pool.limit
+        return self._pool.limit * max(backend.packing for backend in self._backends)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls of this engine that are in flight."""
+        return self._in_flight
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for a place, those of other engines included."""
+        return self._pool.queued
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their next try."""
+        return self._waiting
+
+    def call(
         self,
         request: Request,
         *,
         attempted: Callable[[Attempt], None],
         number: int = 0,
         settle: Callable[[Completion], Awaitable[None]] | None = None,
-    ) -> Completion:
-        """Make a request and return its answer.
+        affinity: int | None = None,
+    ) -> Awaitable[Completion]:
+        """Make a request and return its answer, once awaited.
 
         Args:
             request: What to ask.
@@ -78,100 +190,254 @@ class Engine:
             number: Calls already made for the item.
             settle: Given the answer and awaited before the call's place is given back. What
                 it raises goes to the caller.
+            affinity: Group of requests that share a prompt prefix.
 
         Raises:
             EndpointError: The request was given up.
         """
-        failures = later = 0
-        first_failure: float | None = None
-        while True:
-            number += 1
-            try:
-                return await self._attempt(request, attempted, number, settle)
-            except EndpointError as error:
-                self.last_error = error
-                now = time.monotonic()
-                first_failure = now if first_failure is None else first_failure
-                if isinstance(error, COME_BACK_LATER):
-                    later += 1
-                else:
-                    failures += 1
-                decision = self.authority.failed(
-                    error, attempt=failures, later=later, first_failure=first_failure, now=now
-                )
-                if isinstance(decision, GiveUp):
-                    raise
-            self._waiting += 1
-            try:
-                await asyncio.sleep(decision.seconds)
-            finally:
-                self._waiting -= 1
+        if self._packer is not None and request.prompt is not None:
+            return self._pack(self._packer, request, attempted, number, settle)
+        if self._sharing is None or not _deterministic(request):
+            return self._call(request, attempted, number, settle, affinity)
+        return self._share(self._sharing, request, attempted, number, settle, affinity)
 
-    async def _attempt(
+    async def _share(  # noqa: PLR0917 - the inside of `call`
         self,
+        sharing: Sharing[Completion],
+        request: Request,
+        attempted: Callable[[Attempt], None],
+        number: int,
+        settle: Callable[[Completion], Awaitable[None]] | None,
+        affinity: int | None,
+    ) -> Completion:
+        completion, led = await sharing.call(
+            request.digest(), lambda: self._call(request, attempted, number, settle, affinity)
+        )
+        if led:
+            return completion
+        self._shared += 1
+        # It was paid for once.
+        completion = replace(completion, usage=Usage())
+        if settle is not None:
+            await settle(completion)
+        self.authority.accepted()
+        return completion
+
+    async def _pack(
+        self,
+        packer: Packer,
         request: Request,
         attempted: Callable[[Attempt], None],
         number: int,
         settle: Callable[[Completion], Awaitable[None]] | None,
     ) -> Completion:
-        await self._gate.enter(leave=self._release)
+        """Ask together with others; what fails is asked again by itself."""
+        call = Call(request, number + 1, attempted)
+        call.began, call.started = time.monotonic(), time.time()
         try:
-            completion = await self._timed(request, attempted, number)
+            completion = await packer.call(request)
+        except EndpointError as error:
+            call.failed(error.endpoint, error)
+            await self._failed(error, call, ANYWHERE, None)
+            return await self._call(request, attempted, call.number, settle, None)
+        call.endpoint = self._packed_at.pop(id(completion))
+        endpoint = self._backends[call.endpoint].endpoint
+        call.answered(endpoint, completion, time.monotonic() - call.began)
+        self.authority.succeeded()
+        if settle is not None:
+            await settle(completion)
+        self.authority.accepted()
+        return completion
+
+    async def _send_pack(self, requests: Sequence[Request]) -> list[Completion | EndpointError]:
+        """Make one call for several plain completions; it takes one place."""
+        pool = self._pool
+        want = Want(sum(map(_expected_tokens, requests)) if self._rated else 0)
+        place = pool.enter_nowait(want)
+        if place is None:
+            place = await pool.enter(want, self._priority)
+        endpoint, backend = pool.endpoints[place], self._backends[place]
+        call = Call(requests[0], 1, lambda attempt: None, place)
+        call.began = time.monotonic()
+        self.calls += 1
+        self._enter()
+        outcome, answers = Outcome.CANCELLED, list[Completion | EndpointError]()
+        try:
+            answers = await backend.complete_many(requests, timeout=self._retry.timeout)
+            outcome = Outcome.OK
+        finally:
+            self._in_flight -= 1
+            good = [answer for answer in answers if isinstance(answer, Completion)]
+            first = next((a for a in answers if isinstance(a, EndpointError)), None)
+            if not good and first is not None:
+                outcome = outcome_of(first)
+            settle_pack(endpoint, call, want, outcome, good, first)
+            pool.wake()
+        self._packed_at.update((id(answer), place) for answer in good)
+        return answers
+
+    def _enter(self) -> None:
+        self._in_flight += 1
+        self._peak = max(self._peak, self._in_flight)
+
+    async def _call(
+        self,
+        request: Request,
+        attempted: Callable[[Attempt], None],
+        number: int,
+        settle: Callable[[Completion], Awaitable[None]] | None,
+        affinity: int | None,
+    ) -> Completion:
+        want = self._want(request, affinity)
+        deadline = self._retry.deadline
+        track = None if deadline is None else self.authority.track(time.monotonic())
+        while True:
+            number += 1
+            timeout = self._retry.timeout
+            if track is not None:
+                timeout = track.timeout(time.monotonic())
+            call = Call(request, number, attempted)
+            try:
+                return await self._attempt(call, want, settle, timeout)
+            except EndpointError as error:
+                track = await self._failed(error, call, want, track)
+                number = call.number
+                want = self._want_after(want, call.endpoint)
+
+    async def _failed(
+        self, error: EndpointError, call: Call, want: Want, track: Track | None
+    ) -> Track:
+        """Wait until the request may be tried again.
+
+        Raises:
+            EndpointError: It was given up.
+        """
+        self.last_error = error
+        now = time.monotonic()
+        track = track or self.authority.track(now)
+        elsewhere = self._several and self._pool.has_other({*want.avoid, call.endpoint})
+        decision: GiveUp | WaitFor | None = track.failed(error, now, elsewhere=elsewhere)
+        while decision is not None:
+            if isinstance(decision, GiveUp):
+                raise track.error or error
+            if decision.seconds > 0:
+                await self._wait(decision.seconds)
+            decision = track.again(time.monotonic())
+        return track
+
+    async def _wait(self, seconds: float) -> None:
+        self._waiting += 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._waiting -= 1
+            self.waits.retry += seconds
+
+    def _want(self, request: Request, affinity: int | None) -> Want:
+        if not self._several and not self._rated:
+            return ANYWHERE
+        tokens = _expected_tokens(request) if self._rated else 0
+        return Want(tokens, affinity if self._several else None, (), self.unasked)
+
+    def _want_after(self, want: Want, failed: int) -> Want:
+        """Return what a request wants once an endpoint has failed it."""
+        if not self._several:
+            return want
+        avoid = (*want.avoid, failed)
+        if not self._pool.has_other(set(avoid)):
+            avoid = (failed,)
+        return replace(want, avoid=avoid, remaining=self.unasked)
+
+    async def _attempt(
+        self,
+        call: Call,
+        want: Want,
+        settle: Callable[[Completion], Awaitable[None]] | None,
+        timeout: float | None,  # noqa: ASYNC109 - the wire client keeps it
+    ) -> Completion:
+        pool = self._pool
+        place = pool.enter_nowait(want)
+        if place is None:
+            queued = time.monotonic()
+            place = await pool.enter(want, self._priority)
+            self.waits.place += time.monotonic() - queued
+        call.endpoint, endpoint, backend = place, pool.endpoints[place], self._backends[place]
+        call.started = time.time()
+        self.calls += 1
+        self._enter()
+        began = call.began = time.monotonic()
+        outcome, error, completion, ended = Outcome.CANCELLED, None, None, 0.0
+        try:
+            try:
+                if self._own_names and call.request.model == self._models[0]:
+                    # The run names models as its first endpoint does; each has its own name.
+                    call.request = replace(call.request, model=None)
+                if self._copies is None:
+                    completion = await ask(backend, call.request, timeout)
+                else:
+                    completion = await self._copies.complete(call, timeout)
+            except EndpointError as failure:
+                error, outcome = failure, outcome_of(failure)
+                call.failed(backend.endpoint, failure)
+                raise
+            finally:
+                ended = time.monotonic()
+                self.waits.endpoint += ended - began
+            if not call.superseded:
+                call.answered(backend.endpoint, completion, ended - began)
+            if completion.rate is not None:
+                self._rated = True
+            outcome = Outcome.OK
             self.authority.succeeded()
             if settle is not None:
                 await settle(completion)
+                self.waits.record += time.monotonic() - ended
             self.authority.accepted()
             return completion
         finally:
-            self._release()
+            self._in_flight -= 1
+            if call.superseded:
+                # The endpoint has nothing to show for it but the time it took.
+                outcome, completion = Outcome.CANCELLED, None
+            settle_place(endpoint, call, want, ended, outcome, completion, error)
+            pool.wake()
 
-    async def _timed(
-        self, request: Request, attempted: Callable[[Attempt], None], number: int
-    ) -> Completion:
-        endpoint, started, began = self.backend.endpoint, time.time(), time.monotonic()
-        try:
-            completion = await self._complete(request)
-        except EndpointError as error:
-            took, status = time.monotonic() - began, type(error).__name__
-            attempted(
-                Attempt(number, endpoint, started, took, status, error.status, error=error.message)
-            )
-            raise
-        usage, took = completion.usage, time.monotonic() - began
-        attempted(
-            Attempt(
-                number,
-                endpoint,
-                started,
-                took,
-                "ok",
-                prompt_tokens=usage.prompt_tokens,
-                completion_tokens=usage.completion_tokens,
-            )
-        )
-        return completion
-
-    async def _complete(self, request: Request) -> Completion:
-        try:
-            return await self.backend.complete(request, timeout=self._timeout)
-        except EndpointError:
-            raise
-        except Exception as error:
-            # A defect in an adapter costs the item, never a run of millions.
-            raise Permanent(
-                f"the {self.backend.kind} backend raised {type(error).__name__}: {error}",
-                endpoint=self.backend.endpoint,
-            ) from error
-
-    def _release(self) -> None:
-        self._limiter.ended()
-        self._gate.wake()
+    async def aclose(self) -> None:
+        """End second copies that are still in flight."""
+        if self._copies is not None:
+            await self._copies.aclose()
 
     def statistics(self) -> EngineStatistics:
         """Return where the engine stands."""
         return EngineStatistics(
-            self._limiter.statistics(),
-            self.authority.statistics(),
-            self._waiting,
-            self._gate.waiting,
+            limit=self._pool.limit,
+            in_flight=self._in_flight,
+            peak_in_flight=self._peak,
+            calls=self.calls + self.hedged,
+            hedged=self.hedged,
+            shared=self._shared,
+            retry=self.authority.statistics(),
+            waiting=self._waiting,
+            queued=self._pool.queued,
         )
+
+    @property
+    def hedged(self) -> int:
+        """Second copies that were sent."""
+        return 0 if self._copies is None else self._copies.sent
+
+
+def _deterministic(request: Request) -> bool:
+    """True if two answers to the request should be the same."""
+    sampling = request.sampling
+    if sampling.temperature != 0 and sampling.seed is None:
+        return False
+    return sampling.n is None or sampling.n == 1
+
+
+def _expected_tokens(request: Request) -> int:
+    asked = request.prompt or ""
+    characters = len(asked) + sum(len(str(m.get("content"))) for m in request.messages or ())
+    sampling = request.sampling
+    answers = (sampling.max_tokens or _ANSWER_TOKENS) * (sampling.n or 1)
+    return characters // _CHARACTERS_PER_TOKEN + answers

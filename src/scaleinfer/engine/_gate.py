@@ -1,57 +1,133 @@
-"""Tasks that wait, first come first served, for a place that a state machine grants."""
+"""Tasks that wait, by priority and then first come first served, for a place to be granted."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from typing import TYPE_CHECKING
+from bisect import insort
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Gate"]
 
+W = TypeVar("W")
+T = TypeVar("T")
 
-class Gate:
-    """The asyncio side of a state machine that has room or not.
+_DEPTH = 8
+"""Waiters that are asked for when a place is free; the first may want none of those there are."""
+
+
+class Gate(Generic[W, T]):
+    """The asyncio side of a state machine that has room for a caller or not.
+
+    Belongs to one event loop. A caller that gets no place although there is one (it avoids
+    that endpoint, say) does not stand in the way of the next ones; it keeps its turn.
 
     Args:
-        has_room: True if a place is free.
-        take: Takes the place.
+        take: Takes a place for a caller and returns it; `None` if there is none for it now.
+        has_room: False if there is no place for anybody; saves asking `take` in vain.
     """
 
-    def __init__(self, has_room: Callable[[], bool], take: Callable[[], None]) -> None:
-        self._has_room = has_room
+    def __init__(
+        self, take: Callable[[W], T | None], *, has_room: Callable[[], bool] | None = None
+    ) -> None:
         self._take = take
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self._has_room = has_room
+        self._lines: dict[int, OrderedDict[asyncio.Future[T], W]] = {}
+        self._ranks: list[int] = []
+        self._waiting = 0
 
     @property
     def waiting(self) -> int:
         """Tasks that wait for a place."""
-        return sum(not place.done() for place in self._queue)
+        return self._waiting
 
-    async def enter(self, *, leave: Callable[[], None]) -> None:
-        """Wait for a place and take it.
+    def enter_nowait(self, info: W) -> T | None:
+        """Take a place if there is one and nobody waits; otherwise return `None`."""
+        return None if self._waiting else self._take(info)
+
+    async def enter(self, info: W, *, leave: Callable[[T], None], priority: int = 0) -> T:
+        """Wait for a place, take it and return it.
 
         Args:
+            info: What the caller wants; given to `take`.
             leave: Gives the place back, should the task be cancelled just as it got it.
+            priority: A higher one goes before a lower one, however long that has waited.
         """
-        if not self._queue and self._has_room():
-            self._take()
-            return
-        place = asyncio.get_running_loop().create_future()
-        self._queue.append(place)
+        if not self._waiting:
+            taken = self._take(info)
+            if taken is not None:
+                return taken
+        place: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._join(place, info, priority)
+        # Behind many others nothing has changed by this one's coming.
+        if self._waiting > 1 and self._is_near_the_head(priority):
+            self.wake()
         try:
-            await place
+            return await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                leave()
+            if place.cancelled():
+                self._remove(place, priority)
+            else:
+                leave(place.result())
             raise
 
     def wake(self) -> None:
         """Give free places to those who wait; to be called when one may have become free."""
-        while self._queue and self._has_room():
-            place = self._queue.popleft()
-            if not place.done():
-                self._take()
-                place.set_result(None)
+        has_room = self._has_room
+        while self._waiting and (has_room is None or has_room()) and self._advance():
+            pass
+
+    def _advance(self) -> bool:
+        """Serve one of the first waiters; return False if there is no place for any of them."""
+        asked = 0
+        refused: W | None = None
+        for rank in self._ranks:
+            for place, info in self._lines[-rank].items():
+                if place.cancelled():
+                    self._remove(place, -rank)
+                    return True
+                # Those that want the very same get the very same answer.
+                if asked == 0 or info is not refused:
+                    taken = self._take(info)
+                    if taken is not None:
+                        self._remove(place, -rank)
+                        place.set_result(taken)
+                        return True
+                    refused = info
+                asked += 1
+                if asked == _DEPTH:
+                    return False
+        return False
+
+    def _is_near_the_head(self, priority: int) -> bool:
+        before = 0
+        for rank in self._ranks:
+            before += len(self._lines[-rank])
+            if before > _DEPTH:
+                return False
+            if rank == -priority:
+                return True
+        return False
+
+    def _join(self, place: asyncio.Future[T], info: W, priority: int) -> None:
+        line = self._lines.get(priority)
+        if line is None:
+            line = self._lines[priority] = OrderedDict()
+            # Negated, so that the highest priority comes first.
+            insort(self._ranks, -priority)
+        line[place] = info
+        self._waiting += 1
+
+    def _remove(self, place: asyncio.Future[T], priority: int) -> None:
+        line = self._lines.get(priority)
+        if line is None or place not in line:
+            # It was cancelled, and `wake` came across it before its task ran.
+            return
+        del line[place]
+        self._waiting -= 1
+        if not line:
+            del self._lines[priority]
+            self._ranks.remove(-priority)

@@ -1,14 +1,17 @@
-"""Whether a failed call is tried again, and when. A plain state machine: the clock is passed in.
+"""Whether a failed call is tried again, and when. Plain state machines: the clock is passed in.
 
 There is one authority per run, so that every failure is judged against what the run knows of
-the endpoint: whether it was ever reached, and whether anything has succeeded.
+its endpoints. What concerns one request alone is counted by its `Track`.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from scaleinfer.engine._backoff import between, exponential_jitter
+from scaleinfer.engine._retry_budget import RetryBudget
 from scaleinfer.errors import (
     AuthError,
     ConfigError,
@@ -23,10 +26,12 @@ from scaleinfer.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["GiveUp", "Retry", "RetryAuthority", "RetryStatistics", "WaitFor"]
+__all__ = ["GiveUp", "Retry", "RetryAuthority", "RetryStatistics", "Track", "WaitFor"]
 
 COME_BACK_LATER = (RateLimited, Overloaded, Starting)
 _UNREACHABLE_TRIES = 3
+_LONGEST_LOOK = 4.0
+_SHORTEST_TIMEOUT = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,8 @@ class Retry:
 
     Attributes:
         attempts: Calls for one request at most, counting errors that may pass (a broken
-            connection, a 500, a timeout).
+            connection, a 500, a timeout). A call that another endpoint gets at once instead
+            does not count.
         initial: Seconds of the first wait; waits double, with jitter.
         maximum: Seconds of the longest wait the library chooses by itself; a Retry-After
             from the server may be longer.
@@ -46,6 +52,15 @@ class Retry:
             the schema.
         stop_after: Items given up in a row, without a single success in between, after which
             the run is stopped; `None` never stops it.
+        budget: Retries of the whole run for each answered call, beyond a first allowance of
+            as many as calls may be in flight. Beyond it retries wait: while nothing is
+            answered, one goes per second (twice `initial`); as soon as something is, they
+            follow.
+        deadline: Seconds for one request in all, from its first call on, waits included; a
+            try that could not start before it is not waited for. `None` for no limit.
+
+    Raises:
+        ConfigError: A value cannot be used.
     """
 
     attempts: int = 8
@@ -55,19 +70,33 @@ class Retry:
     patience: float = 900.0
     repairs: int = 2
     stop_after: int | None = 50
+    budget: float = 0.1
+    deadline: float | None = None
 
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise ConfigError(f"Retry.attempts must be at least 1, not {self.attempts}.")
         if self.repairs < 0:
             raise ConfigError(f"Retry.repairs must not be negative, not {self.repairs}.")
-        for name in ("initial", "maximum", "patience"):
-            if getattr(self, name) < 0:
+        for name in ("initial", "maximum", "patience", "budget"):
+            if not getattr(self, name) >= 0:
                 raise ConfigError(f"Retry.{name} must not be negative, not {getattr(self, name)}.")
         if self.stop_after is not None and self.stop_after < 1:
             raise ConfigError(f"Retry.stop_after must be at least 1, not {self.stop_after}.")
-        if self.timeout is not None and self.timeout <= 0:
-            raise ConfigError(f"Retry.timeout must be positive, not {self.timeout}.")
+        for name in ("timeout", "deadline"):
+            seconds = getattr(self, name)
+            if seconds is not None and not seconds > 0:
+                raise ConfigError(f"Retry.{name} must be positive, not {seconds}.")
+
+    def backoff(self) -> float:
+        """Return the seconds that a request's waits come to, all attempts used, jitter aside."""
+        seconds, wait = 0.0, self.initial
+        for left in range(self.attempts - 1, 0, -1):
+            if wait >= self.maximum or wait == 0.0:
+                return seconds + left * min(wait, self.maximum)
+            seconds += wait
+            wait *= 2
+        return seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +106,7 @@ class GiveUp:
 
 @dataclass(frozen=True, slots=True)
 class WaitFor:
-    """Try again after so many seconds."""
+    """Ask `Track.again` after so many seconds."""
 
     seconds: float
 
@@ -89,14 +118,16 @@ class RetryStatistics:
     Attributes:
         successes: Calls that were answered well.
         failures: Calls that were not.
-        retries: Failures that were tried again.
+        retries: Failures that were tried again, or wait for that.
         given_up_in_a_row: Requests given up since the last usable answer.
+        outage: True while call after call fails and none is answered.
     """
 
     successes: int
     failures: int
     retries: int
     given_up_in_a_row: int
+    outage: bool = False
 
 
 class RetryAuthority:
@@ -106,14 +137,22 @@ class RetryAuthority:
         retry: The rules.
         wait: Seconds to wait after the n-th failure of a request (n from 1); the default is
             tenacity's exponential backoff with jitter.
+        places: Calls that may be in flight, for the retry budget's first allowance.
 
     Attributes:
+        retry: The rules.
         cause: The error for which the whole run should stop; `None` while it may go on.
     """
 
-    def __init__(self, retry: Retry, *, wait: Callable[[int], float] | None = None) -> None:
-        self._retry = retry
+    def __init__(
+        self, retry: Retry, *, wait: Callable[[int], float] | None = None, places: int = 0
+    ) -> None:
+        self.retry = retry
+        self.cause: ScaleInferError | None = None
         self._wait = wait or exponential_jitter(retry.initial, retry.maximum)
+        self._look = between(min(_LONGEST_LOOK, 8 * retry.initial))
+        self._budget = RetryBudget(retry.budget, places=places, probe_interval=2 * retry.initial)
+        self._longest_silence = min(retry.backoff(), retry.patience)
         self._successes = 0
         self._failures = 0
         self._retries = 0
@@ -121,45 +160,26 @@ class RetryAuthority:
         self._unreached_since: float | None = None
         self._unreached = 0
         self._reached = False
-        self.cause: ScaleInferError | None = None
+        self._broken_since = 0.0
+        self._broken = 0
+
+    def track(self, now: float) -> Track:
+        """Return what counts the failures of one request that starts (or first failed) now."""
+        return Track(self, now)
+
+    def resize(self, places: int) -> None:
+        """Another number of calls may be in flight now."""
+        self._budget.resize(places)
 
     def succeeded(self) -> None:
         """A call was answered well."""
         self._successes += 1
         self._reached = True
+        self._budget.answered()
 
     def accepted(self) -> None:
         """A request has its answer, and the answer is one that can be used."""
         self._in_a_row = 0
-
-    def failed(
-        self, error: EndpointError, *, attempt: int, later: int, first_failure: float, now: float
-    ) -> GiveUp | WaitFor:
-        """Judge one failed call.
-
-        Args:
-            error: What the backend made of it.
-            attempt: How often this request has failed, "come back later" not counted.
-            later: How often this request was told to come back later.
-            first_failure: When this request first failed, in the clock's seconds.
-            now: The clock.
-        """
-        self._failures += 1
-        self._reached = self._reached or error.reached
-        if error.fatal and not self._successes:
-            self.cause = self.cause or error
-        if isinstance(error, Permanent | AuthError) or error.fatal:
-            return self._give_up(error)
-        if not self._reached and self._never_there(now):
-            self.cause = self.cause or error
-            return self._give_up(error)
-        if isinstance(error, COME_BACK_LATER):
-            return self._come_back(error, later, now - first_failure)
-        asked_for = error.retry_after or 0.0
-        if attempt >= self._retry.attempts or asked_for > self._retry.patience:
-            return self._give_up(error)
-        self._retries += 1
-        return WaitFor(max(self._wait(attempt), asked_for))
 
     def rejected(self, error: ScaleInferError) -> None:
         """A request was given up for another reason: its answers never fit the schema."""
@@ -167,18 +187,26 @@ class RetryAuthority:
 
     def statistics(self) -> RetryStatistics:
         """Return the run's counts."""
-        return RetryStatistics(self._successes, self._failures, self._retries, self._in_a_row)
+        outage = self._budget.outage
+        return RetryStatistics(
+            self._successes, self._failures, self._retries, self._in_a_row, outage
+        )
 
-    def _come_back(self, error: EndpointError, later: int, waited: float) -> GiveUp | WaitFor:
-        if error.retry_after is not None:
-            # Everyone told "after T" must not come at T together.
-            seconds = error.retry_after + self._wait(1) * 0.5
-        else:
-            seconds = self._wait(later)
-        if waited + seconds > self._retry.patience:
-            return self._give_up(error)
-        self._retries += 1
-        return WaitFor(seconds)
+    def _saw(self, error: EndpointError) -> None:
+        self._failures += 1
+        self._reached = self._reached or error.reached
+        self._budget.failed()
+
+    def _is_final(self, error: EndpointError, now: float) -> bool:
+        """Return True if no wait helps, and stop the run if that holds for all its items."""
+        if error.fatal and not self._successes:
+            self.cause = self.cause or error
+        if isinstance(error, Permanent | AuthError) or error.fatal:
+            return True
+        if not self._reached and self._never_there(now):
+            self.cause = self.cause or error
+            return True
+        return self._never_answers(error, now)
 
     def _never_there(self, now: float) -> bool:
         if self._unreached_since is None:
@@ -188,28 +216,184 @@ class RetryAuthority:
         # minute of backoff; one that was there once gets the full patience.
         return (
             self._unreached >= _UNREACHABLE_TRIES
-            and now - self._unreached_since >= 2 * self._retry.initial
+            and now - self._unreached_since >= 2 * self.retry.initial
         )
+
+    def _never_answers(self, error: EndpointError, now: float) -> bool:
+        limit = self.retry.stop_after
+        if limit is None or self._successes or isinstance(error, COME_BACK_LATER):
+            self._broken = 0
+            return False
+        if not self._broken:
+            self._broken_since = now
+        self._broken += 1
+        # At one probe a second a hundred requests would use up their attempts in many
+        # minutes; so what one alone would have waited is the limit for all.
+        silence = now - self._broken_since
+        if self._broken < limit or silence < self._longest_silence:
+            return False
+        self._abort(error, f"none of {self._failures} calls was answered in {silence:.0f} s")
+        return True
 
     def _give_up(self, error: ScaleInferError) -> GiveUp:
         self._in_a_row += 1
-        limit = self._retry.stop_after
+        limit = self.retry.stop_after
         if limit is not None and self._in_a_row >= limit:
-            self.cause = self.cause or error
+            self._abort(error, f"{self._in_a_row} requests in a row were given up")
         return GiveUp()
 
+    def _abort(self, error: ScaleInferError, why: str) -> None:
+        if self.cause is None:
+            self.cause = copy.copy(error)
+            self.cause.message = f"{why}; the last error: {error.message}"
+            self.cause.index = self.cause.key = None
 
-def exponential_jitter(initial: float, maximum: float) -> Callable[[int], float]:
-    """Return tenacity's exponential backoff with jitter as a function of the failure's number."""
 
-    def wait(failure: int) -> float:
-        # Imported on the first failure: tenacity costs 80 ms that a run without one saves.
-        import tenacity
+class Track:
+    """Counts the failures of one request; made by `RetryAuthority.track`.
 
-        state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-        state.attempt_number = failure
-        # Not wait_exponential_jitter: its arguments have other names in every other version.
-        strategy = tenacity.wait_exponential(initial, maximum) + tenacity.wait_random(0, initial)
-        return min(maximum, float(strategy(state)))
+    After an error `failed` says what to do, and after each wait `again` does:
 
-    return wait
+    ```python
+    decision = track.failed(error, now)
+    while isinstance(decision, WaitFor):
+        await asyncio.sleep(decision.seconds)
+        decision = track.again(time.monotonic())
+    if isinstance(decision, GiveUp):
+        raise track.error
+    ```
+
+    Attributes:
+        error: The request's latest error.
+    """
+
+    __slots__ = (
+        "_answers", "_authority", "_began", "_due", "_failed_over", "_failures", "_first",
+        "_floor", "_free", "_later", "_outage", "error",
+    )  # fmt: skip
+
+    def __init__(self, authority: RetryAuthority, now: float) -> None:
+        self.error: EndpointError | None = None
+        self._authority = authority
+        self._began = now
+        self._first: float | None = None
+        self._failures = 0
+        self._later = 0
+        self._failed_over: set[str] = set()
+        self._free = False
+        self._outage = False
+        self._answers = 0
+        self._floor = 0.0
+        self._due = 0.0
+
+    def timeout(self, now: float) -> float | None:
+        """Return the seconds that a call which starts now may take."""
+        retry = self._authority.retry
+        if retry.deadline is None:
+            return retry.timeout
+        left = max(_SHORTEST_TIMEOUT, self._began + retry.deadline - now)
+        return left if retry.timeout is None else min(left, retry.timeout)
+
+    def failed(
+        self, error: EndpointError, now: float, *, elsewhere: bool = False
+    ) -> GiveUp | WaitFor:
+        """Judge one failed call.
+
+        Args:
+            error: What the backend made of it.
+            now: The clock.
+            elsewhere: True if another endpoint would take the request now. It then goes there
+                at once, for no attempt; once for each endpoint that failed it, and at most
+                `Retry.attempts` times.
+        """
+        authority = self._authority
+        authority._saw(error)
+        self.error = error
+        if self._first is None:
+            self._first = now
+        self._free = elsewhere and self._may_fail_over(error)
+        if self._free:
+            seconds = asked_for = 0.0
+        elif authority._is_final(error, now):
+            return authority._give_up(error)
+        else:
+            seconds, asked_for = self._backoff(error)
+            if self._spent(now + max(seconds, asked_for)):
+                return authority._give_up(error)
+        if self._past_deadline(now + max(seconds, asked_for)):
+            return self._too_late(error)
+        authority._retries += 1
+        self._floor = now + asked_for
+        self._due = now + max(seconds, asked_for)
+        self._outage = authority._budget.outage
+        self._answers = authority._successes
+        return WaitFor(self._next_look(now))
+
+    def again(self, now: float) -> GiveUp | WaitFor | None:
+        """Return whether the request may be tried again now; `None` means yes.
+
+        While nothing is answered anywhere, all but a probe wait a few seconds more; so an
+        outage costs few calls, and its end is seen soon.
+        """
+        authority, error = self._authority, self.error
+        if self._free or error is None:
+            return None
+        ready = now >= self._due or (now >= self._floor and self._answered_since)
+        if ready and authority._budget.take(now):
+            return None
+        if self._past_deadline(now):
+            authority._retries -= 1
+            return self._too_late(error)
+        if self._first is not None and now - self._first > authority.retry.patience:
+            authority._retries -= 1
+            return authority._give_up(error)
+        return WaitFor(authority._look() if ready else self._next_look(now))
+
+    @property
+    def _answered_since(self) -> bool:
+        """True if the request failed in an outage that is over."""
+        return self._outage and self._authority._successes > self._answers
+
+    def _next_look(self, now: float) -> float:
+        if not self._outage:
+            return self._due - now
+        look = now + self._authority._look()
+        return max(0.0, min(self._due, max(look, self._floor)) - now)
+
+    def _may_fail_over(self, error: EndpointError) -> bool:
+        if isinstance(error, Permanent) and not error.fatal:
+            return False
+        tried = self._failed_over
+        if error.endpoint in tried or len(tried) >= self._authority.retry.attempts:
+            return False
+        tried.add(error.endpoint)
+        return True
+
+    def _backoff(self, error: EndpointError) -> tuple[float, float]:
+        """Return the seconds to wait, and those among them that the endpoint asked for."""
+        wait, asked_for = self._authority._wait, error.retry_after
+        if not isinstance(error, COME_BACK_LATER):
+            self._failures += 1
+            return wait(self._failures), asked_for or 0.0
+        self._later += 1
+        if asked_for is None:
+            return wait(self._later), 0.0
+        # Everyone told "after T" must not come at T together.
+        return asked_for + wait(1) * 0.5, asked_for
+
+    def _spent(self, at: float) -> bool:
+        """Return True if the rules allow no try at this time."""
+        retry, error = self._authority.retry, self.error
+        if isinstance(error, COME_BACK_LATER):
+            return self._first is not None and at - self._first > retry.patience
+        asked_for = 0.0 if error is None else error.retry_after or 0.0
+        return self._failures >= retry.attempts or asked_for > retry.patience
+
+    def _past_deadline(self, at: float) -> bool:
+        deadline = self._authority.retry.deadline
+        return deadline is not None and at >= self._began + deadline
+
+    def _too_late(self, error: EndpointError) -> GiveUp:
+        note = f"Retry.deadline ({self._authority.retry.deadline:g} s) left no time to try again."
+        error.hint = f"{error.hint} {note}" if error.hint else note
+        return self._authority._give_up(error)

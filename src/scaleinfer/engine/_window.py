@@ -13,20 +13,21 @@ T = TypeVar("T")
 class Window(Generic[T]):
     """Bounds what is pulled but not delivered, and puts results in order if asked to.
 
-    A place is reserved before the input is asked for an item, and turned into an index by
-    `pull` once there is one. `finish` takes each index back once, in any order; `take` hands
-    results to the consumer.
+    A place is reserved before an item is taken from the input. `finish` takes each index once,
+    in any order; `take` hands results to the consumer, which frees the place.
 
     Args:
-        size: Most items that may be pulled and not yet taken.
+        size: Most items that may be reserved and not yet taken.
         ordered: True to deliver in input order, False as finished.
+
+    Attributes:
+        size: The same; may be changed.
     """
 
     def __init__(self, size: int, *, ordered: bool) -> None:
-        self._size = size
+        self.size = size
         self._ordered = ordered
         self._reserved = 0
-        self._pulled = 0
         self._taken = 0
         self._ready: deque[T] = deque()
         self._early: dict[int, T] = {}
@@ -35,12 +36,7 @@ class Window(Generic[T]):
     @property
     def has_room(self) -> bool:
         """True if the input may be asked for one more item."""
-        return self._reserved + self._pulled - self._taken < self._size
-
-    @property
-    def pulled(self) -> int:
-        """Items pulled so far."""
-        return self._pulled
+        return self._reserved - self._taken < self.size
 
     @property
     def ready(self) -> bool:
@@ -54,12 +50,6 @@ class Window(Generic[T]):
     def unreserve(self) -> None:
         """The input had no item."""
         self._reserved -= 1
-
-    def pull(self) -> int:
-        """Turn a reserved place into the item's index."""
-        self._reserved -= 1
-        self._pulled += 1
-        return self._pulled - 1
 
     def finish(self, index: int, result: T) -> None:
         """An item has its result."""

@@ -6,8 +6,9 @@ import asyncio
 import atexit
 import copy
 import os
-import time
 from dataclasses import replace
+from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from scaleinfer.errors import JournalError
@@ -19,10 +20,12 @@ from scaleinfer.journal._database import (
     inspect,
     translate,
 )
+from scaleinfer.journal._format import storable
+from scaleinfer.journal._inbox import Close
 from scaleinfer.journal._lock import Lock
 from scaleinfer.journal._seen import Seen
 from scaleinfer.journal._store import Claim, Store
-from scaleinfer.journal._writer import Ask, Close, Flush, JournalStatistics, Record, Writer
+from scaleinfer.journal._writer import JournalStatistics, Writer
 
 if TYPE_CHECKING:
     import sqlite3
@@ -55,6 +58,7 @@ class Journal:
         self.path = path
         self.run = run
         self._writer = writer
+        self._inbox = writer.inbox
         self._seen = seen
         self._closed = False
         self._at_exit = _exit_hook(writer)
@@ -115,21 +119,43 @@ class Journal:
         Raises:
             JournalError: The journal has failed or is closed.
         """
-        self._check()
-        loop = asyncio.get_running_loop()
-        self._writer.loop = loop
-        claim = Claim(identity, 0, _storable(key), _storable(question), index, None)
-        if self._seen is not None and self._seen.add(identity):
-            self._writer.aside.append(("hold", (claim,)))
+        claim = self.claim_nowait(identity, key=key, question=question, index=index)
+        if claim is not None:
             return claim
-        future: asyncio.Future[Claim] = loop.create_future()
-        self._writer.queue.put(Ask(claim, future, time.monotonic()))
+        claim = Claim(identity, 0, storable(key), storable(question), index, None)
+        future: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
+        self._inbox.asks.append((claim, future, monotonic()))
+        self._inbox.ring()
         return await future
+
+    def claim_nowait(
+        self, identity: bytes, *, key: str, question: str = "", index: int
+    ) -> Claim | None:
+        """Take hold of an item's row if it is certain that there is none in the file.
+
+        Args:
+            identity: As for `claim`.
+            key: As for `claim`.
+            question: As for `claim`.
+            index: As for `claim`.
+
+        Returns:
+            The claim; `None` if the file must be looked at, which `claim` does.
+
+        Raises:
+            JournalError: The journal has failed or is closed.
+        """
+        self._check()
+        self._writer.loop = asyncio.get_running_loop()
+        if self._seen is None or not self._seen.add(identity):
+            return None
+        self._inbox.holds.append(identity)
+        return Claim(identity, 0, storable(key), storable(question), index, None)
 
     def attempt(self, claim: Claim, attempt: Attempt) -> None:
         """Note a call that was made; it lands with one of the next commits."""
         self._check()
-        self._writer.aside.append(("attempt", (claim, attempt)))
+        self._inbox.attempts.append((claim, attempt))
 
     def record(
         self,
@@ -151,17 +177,39 @@ class Journal:
             JournalError: The journal has failed or is closed.
         """
         self._check()
-        self._writer.queue.put(Record(claim, payload, ok, done, time.monotonic()))
+        inbox = self._inbox
+        inbox.records.append((claim, payload, ok, done, monotonic()))
+        if inbox.asleep:
+            inbox.ring()
+
+    def recorded(self, claim: Claim, payload: bytes, *, ok: bool) -> asyncio.Future[None]:
+        """Write an item's answer or failure; as `record`, for those who wait for it.
+
+        Args:
+            claim: The item's claim.
+            payload: As for `record`.
+            ok: As for `record`.
+
+        Returns:
+            A future that is done once it is on disk. It may be cancelled; what was handed over
+            is written all the same.
+
+        Raises:
+            JournalError: The journal has failed or is closed. The future raises it too.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.record(claim, payload, ok=ok, done=partial(_resolve, future))
+        return future
 
     def release(self, claim: Claim) -> None:
         """Give up a claim whose item was not answered."""
         if not self._closed:
-            self._writer.aside.append(("release", (claim,)))
+            self._inbox.releases.append(claim)
 
     def unrendered(self, *, index: int, key: str, error: dict[str, Any]) -> None:
         """Note an item for which this run has no prompt; it lands with one of the next commits."""
         self._check()
-        self._writer.aside.append(("unrendered", (index, _storable(key), error)))
+        self._inbox.unrendered.append((index, storable(key), error))
 
     async def flush(self) -> None:
         """Return when everything handed over so far is on disk.
@@ -173,7 +221,8 @@ class Journal:
         loop = asyncio.get_running_loop()
         self._writer.loop = loop
         future: asyncio.Future[None] = loop.create_future()
-        self._writer.queue.put(Flush(future))
+        self._inbox.flushes.append(future)
+        self._inbox.ring()
         await future
 
     async def aclose(self, *, state: str, counts: dict[str, int]) -> None:
@@ -209,13 +258,13 @@ class Journal:
     def statistics(self) -> JournalStatistics:
         """Return what the journal did and cost so far."""
         writer = self._writer
-        queued = writer.queue.qsize() + len(writer.aside)
-        return replace(writer.statistics, queued=queued)
+        return replace(writer.statistics, queued=len(writer.inbox))
 
     def _end(self, state: str, counts: dict[str, int]) -> None:
         if not self._closed:
             self._closed = True
-            self._writer.queue.put(Close(state, dict(counts)))
+            self._inbox.closes.append(Close(state, dict(counts)))
+            self._inbox.ring()
             atexit.unregister(self._at_exit)
 
     def _check(self) -> None:
@@ -233,7 +282,8 @@ def _exit_hook(writer: Writer) -> Callable[[], None]:
     def close() -> None:
         if writer.is_alive():  # it is not in a forked child
             writer.loop = None
-            writer.queue.put(Close("stopped", {}))
+            writer.inbox.closes.append(Close("stopped", {}))
+            writer.inbox.ring()
             writer.ended.wait(_EXIT_S)
 
     return close
@@ -265,8 +315,10 @@ def _check_progress(path: str, header: Header, dead: Holder) -> None:
         )
 
 
-def _storable(text: str) -> str:
-    """Return `text` as UTF-8 can hold it; a lone surrogate becomes its escape."""
-    if text.isascii():
-        return text
-    return text.encode("utf-8", "backslashreplace").decode()
+def _resolve(future: asyncio.Future[None], error: JournalError | None) -> None:
+    if future.done():  # whoever waited was cancelled
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(copy.copy(error))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,13 @@ from scaleinfer.journal._format import (
     Manifest,
     ResultRow,
     Tally,
+    attempt_digest,
     place_checksum,
     result_digest,
     row_digest,
+    storable,
 )
+from scaleinfer.journal._outstanding import Outstanding
 from scaleinfer.journal._redaction import redact, redact_data
 
 if TYPE_CHECKING:
@@ -37,6 +41,9 @@ __all__ = ["RESULT_COLUMNS", "Claim", "Store", "insert_many"]
 _CHUNK = 64
 """Rows of one statement. Python gives up its interpreter lock at every step of SQLite, so one
 statement for many rows keeps the writer from queueing behind a busy event loop row by row."""
+
+_SMALL_ROW = 256
+"""Bytes of the log that a row without index and payload takes, roughly."""
 
 _CURSORS = 1 << 16
 """Identities whose next occurrence is remembered, at most."""
@@ -92,8 +99,7 @@ class Store:
     run: int
     tally: Tally
     log_bytes: int = 0
-    _outstanding: dict[bytes, set[int]] = field(default_factory=dict)
-    _claims: int = 0
+    _outstanding: Outstanding = field(default_factory=Outstanding)
     _cursors: OrderedDict[bytes, int] = field(default_factory=OrderedDict)
     _results: list[tuple[Any, ...]] = field(default_factory=list)
     _attempts: list[tuple[Any, ...]] = field(default_factory=list)
@@ -125,7 +131,7 @@ class Store:
     @property
     def outstanding(self) -> int:
         """Claims that are neither written nor released."""
-        return self._claims
+        return len(self._outstanding)
 
     @property
     def pending(self) -> int:
@@ -136,17 +142,15 @@ class Store:
         """Give each claim its occurrence and, if there is one, the stored answer."""
         known = self._known({claim.identity for claim in claims})
         for claim in claims:
-            taken = self._outstanding.get(claim.identity)
-            if taken is None and claim.identity not in known:
-                claim.occurrence = 0
+            if claim.identity in known or self._outstanding.has(claim.identity):
+                self._claim_known(claim)
             else:
-                self._claim_known(claim, taken or set())
-            self.hold(claim)
+                claim.occurrence = 0
+            self._outstanding.add(claim.identity, claim.occurrence)
 
-    def hold(self, claim: Claim) -> None:
-        """Note a claim as outstanding."""
-        self._outstanding.setdefault(claim.identity, set()).add(claim.occurrence)
-        self._claims += 1
+    def hold(self, identities: Iterable[bytes]) -> None:
+        """Note the first occurrence of each identity as claimed; none of them has a row."""
+        self._outstanding.add_first(identities)
 
     def _known(self, identities: set[bytes]) -> set[bytes]:
         """Return those of the identities that have rows."""
@@ -161,8 +165,9 @@ class Store:
             found.update(row[0] for row in self.connection.execute(query, some))
         return found
 
-    def _claim_known(self, claim: Claim, taken: set[int]) -> None:
+    def _claim_known(self, claim: Claim) -> None:
         """Find the smallest occurrence that this run has not claimed."""
+        identity, taken = claim.identity, self._outstanding
         candidate = self._cursors.get(claim.identity, 0)
         rows = self.connection.execute(
             "SELECT occurrence, id, ok, run FROM results WHERE identity = ? AND occurrence >= ?"
@@ -171,16 +176,16 @@ class Store:
         )
         stored = None
         for occurrence, number, ok, run in rows:
-            while candidate < occurrence and candidate in taken:
+            while candidate < occurrence and (identity, candidate) in taken:
                 candidate += 1
             if candidate < occurrence:
                 break
-            if run != self.run and occurrence not in taken:
+            if run != self.run and (identity, occurrence) not in taken:
                 stored = number if ok else None
                 break
             candidate = occurrence + 1
         rows.close()
-        while candidate in taken:
+        while (identity, candidate) in taken:
             candidate += 1
         claim.occurrence = candidate
         if stored is not None:
@@ -220,16 +225,15 @@ class Store:
 
     def record(self, claim: Claim, payload: bytes, *, ok: bool) -> None:
         """Hold an answer or a failure for the next commit."""
+        identity, occurrence, index, run = claim.identity, claim.occurrence, claim.index, self.run
         key, question = claim.key, claim.question
         digest = result_digest(
-            claim.identity, claim.occurrence, ok=ok, key=key, question=question, payload=payload
+            identity, occurrence, ok=ok, key=key, question=question, payload=payload
         )
-        place = place_checksum(claim.identity, claim.occurrence, self.run, claim.index)
         self._results.append(
-            (claim.identity, claim.occurrence, self.run, claim.index, int(ok), key, question,
-             payload, digest, place)
+            (identity, occurrence, run, index, int(ok), key, question, payload, digest,
+             place_checksum(identity, occurrence, run, index))
         )  # fmt: skip
-        self._settled.append((claim.identity, claim.occurrence))
         if ok:
             self.tally.ok += 1
         else:
@@ -238,11 +242,12 @@ class Store:
     def attempt(self, claim: Claim, attempt: Attempt) -> None:
         """Hold a call for the next commit."""
         values = (
-            self.run, claim.identity, claim.occurrence, attempt.number, redact(attempt.endpoint),
-            float(attempt.started), float(attempt.latency_s), attempt.status, attempt.http_status,
-            attempt.prompt_tokens, attempt.completion_tokens, redact(attempt.error),
+            self.run, claim.identity, claim.occurrence, attempt.number,
+            _clean_endpoint(attempt.endpoint), float(attempt.started), float(attempt.latency_s),
+            attempt.status, attempt.http_status, attempt.prompt_tokens,
+            attempt.completion_tokens, redact(storable(attempt.error)),
         )  # fmt: skip
-        self._attempts.append((*values, row_digest("attempts", values)))
+        self._attempts.append((*values, attempt_digest(values)))
         self.tally.attempts += 1
 
     def unrendered(self, index: int, key: str, error: dict[str, Any]) -> None:
@@ -254,20 +259,10 @@ class Store:
 
     def release(self, claim: Claim) -> None:
         """Give a claim back; the next of its identity gets its occurrence."""
-        if claim.stored is None and self._settle(claim.identity, claim.occurrence):
+        if claim.stored is None and self._outstanding.remove(claim.identity, claim.occurrence):
             cursor = self._cursors.get(claim.identity)
             if cursor is not None:
                 self._cursors[claim.identity] = min(cursor, claim.occurrence)
-
-    def _settle(self, identity: bytes, occurrence: int) -> bool:
-        taken = self._outstanding.get(identity)
-        if taken is None or occurrence not in taken:
-            return False
-        taken.discard(occurrence)
-        self._claims -= 1
-        if not taken:
-            del self._outstanding[identity]
-        return True
 
     def commit(self, state: str = "running", counts: dict[str, int] | None = None) -> int:
         """Write what is held, durably, and return how many rows that were.
@@ -290,12 +285,24 @@ class Store:
         self.tally.rows = _highest(connection, "results")
         self.save_state(state, None if state == "running" else time.time(), counts or {})
         connection.execute("COMMIT")
-        self.log_bytes += written * PAGE_SIZE + sum(len(row[7]) for row in self._results)
-        for identity, occurrence in self._settled:
-            self._settle(identity, occurrence)
+        self._note_written()
         for held in (self._results, self._attempts, self._places, self._unrendered, self._settled):
             held.clear()
         return written
+
+    def _note_written(self) -> None:
+        """Count what went into the log and take what is on disk from the claims that are out."""
+        results, places, out = self._results, self._places, self._outstanding
+        sizes = sum(len(row[7]) for row in results)
+        small = len(self._attempts) + len(self._unrendered)
+        changed = len(results) + len(places)
+        self.log_bytes += changed * PAGE_SIZE + sizes + small * _SMALL_ROW
+        out.remove_first([row[0] for row in results if row[1] == 0])
+        for row in results:
+            if row[1]:
+                out.remove(row[0], row[1])
+        for identity, occurrence in self._settled:
+            out.remove(identity, occurrence)
 
     def save_state(self, state: str, ended: float | None, counts: dict[str, int]) -> None:
         """Write the run's state and counts into the open transaction."""
@@ -324,19 +331,27 @@ def insert_many(
     """
     if not rows:
         return
-    columns = TABLES[table][-len(rows[0]) :]
-    marks = ["CAST(? AS TEXT)" if name == "payload" else "?" for name in columns]
-    one = f"({','.join(marks)})"
     start = 0
     while start < len(rows):
         # Powers of two: few statement sizes, so that compiled statements are used again.
         size = min(_CHUNK, 1 << (len(rows) - start).bit_length() - 1)
-        values: Iterable[Any] = chain.from_iterable(rows[start : start + size])
-        connection.execute(
-            f"INSERT INTO {table} ({','.join(columns)}) VALUES {','.join([one] * size)}{tail}",
-            list(values),
-        )
+        values = list(chain.from_iterable(rows[start : start + size]))
+        connection.execute(_insertion(table, len(rows[0]), size, tail), values)
         start += size
+
+
+@cache
+def _insertion(table: str, width: int, size: int, tail: str) -> str:
+    """Return the statement that inserts `size` rows of the last `width` columns."""
+    columns = TABLES[table][-width:]
+    marks = ["CAST(? AS TEXT)" if name == "payload" else "?" for name in columns]
+    one = f"({','.join(marks)})"
+    return f"INSERT INTO {table} ({','.join(columns)}) VALUES {','.join([one] * size)}{tail}"
+
+
+@lru_cache(maxsize=4096)
+def _clean_endpoint(endpoint: str) -> str:
+    return redact(storable(endpoint))
 
 
 def _power_of_two(n: int) -> int:

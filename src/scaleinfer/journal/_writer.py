@@ -11,23 +11,23 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scaleinfer.errors import JournalError
 from scaleinfer.journal._database import translate
+from scaleinfer.journal._inbox import Inbox
 from scaleinfer.journal._lock import BEAT_S, STALE_S, Lock, locked_error, look
 from scaleinfer.journal._pacing import Pacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scaleinfer.journal._store import Claim, Store
+    from scaleinfer.journal._inbox import Ask, Close, Record, Turn
+    from scaleinfer.journal._store import Store
 
-__all__ = ["Ask", "Close", "Flush", "JournalStatistics", "Record", "Writer"]
+__all__ = ["JournalStatistics", "Writer"]
 
 _LOG_BYTES = 16 << 20
 """Size from which on the log's pages are moved into the file."""
@@ -62,58 +62,11 @@ class JournalStatistics:
     record_wait_s: float = 0.0
 
 
-@dataclass(slots=True)
-class Ask:
-    """A claim to be answered."""
-
-    claim: Claim
-    future: asyncio.Future[Claim]
-    at: float
-
-
-@dataclass(slots=True)
-class Record:
-    """A result to be written and reported."""
-
-    claim: Claim
-    payload: bytes
-    ok: bool
-    done: Callable[[JournalError | None], None]
-    at: float
-
-
-@dataclass(slots=True)
-class Flush:
-    """A wish to have everything queued so far on disk."""
-
-    future: asyncio.Future[None]
-
-
-@dataclass(slots=True)
-class Close:
-    """The end of the run."""
-
-    state: str
-    counts: dict[str, int]
-
-
-@dataclass(slots=True)
-class _Turn:
-    """What one look at the queue brought."""
-
-    asks: list[Ask] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
-    flushes: list[Flush] = field(default_factory=list)
-    close: Close | None = None
-
-
 class Writer(threading.Thread):
     """Owns the `Store` of an open journal until it is closed.
 
     Attributes:
-        queue: `Ask`, `Record`, `Flush` and `Close`, each of which wakes the thread.
-        aside: Name and arguments of calls of the `Store` that need not wake the thread; done at
-            its next turn, before the claims and records of that turn.
+        inbox: What the event loop wants done.
         failure: Why nothing can be written any more.
         reported: True once somebody was told of `failure`.
         ended: Set when the file is closed and the lock is gone.
@@ -122,8 +75,7 @@ class Writer(threading.Thread):
     def __init__(self, path: str, store: Store, lock: Lock) -> None:
         super().__init__(name="scaleinfer-journal", daemon=True)
         self.path = path
-        self.queue: SimpleQueue[Ask | Record | Flush | Close] = SimpleQueue()
-        self.aside: deque[tuple[str, tuple[Any, ...]]] = deque()
+        self.inbox = Inbox()
         self.statistics = JournalStatistics()
         self.failure: JournalError | None = None
         self.reported = False
@@ -133,7 +85,7 @@ class Writer(threading.Thread):
         self._lock = lock
         self._pacing = Pacing()
         self._awaiting: list[Record] = []
-        self._flushes: list[Flush] = []
+        self._flushes: list[asyncio.Future[None]] = []
         self._beaten = time.monotonic()
         self._beaten_wall = time.time()
         _LIVE.add(self)
@@ -159,9 +111,8 @@ class Writer(threading.Thread):
         finally:
             self.ended.set()
 
-    def _next_turn(self) -> _Turn:
+    def _next_turn(self) -> Turn:
         """Wait for work or for the next commit or sign of life, then take all there is."""
-        turn = _Turn()
         wait = None
         if self.failure is None:
             wait = max(min(self._due(), self._beaten + BEAT_S) - time.monotonic(), 0.0)
@@ -169,23 +120,9 @@ class Writer(threading.Thread):
             # A group is gathering, for a few milliseconds. Being woken for each of its rows
             # would cost the loop's thread more than the row itself.
             time.sleep(wait)
-            wait = 0.0
-        try:
-            item = self.queue.get(block=wait != 0, timeout=wait)
-            while True:
-                match item:
-                    case Ask():
-                        turn.asks.append(item)
-                    case Record():
-                        turn.records.append(item)
-                    case Flush():
-                        turn.flushes.append(item)
-                    case Close():
-                        turn.close = item
-                        return turn
-                item = self.queue.get_nowait()
-        except Empty:
-            return turn
+        elif wait is None or wait > 0:
+            self.inbox.wait(wait)
+        return self.inbox.take()
 
     def _due(self) -> float:
         if self._flushes:
@@ -197,30 +134,33 @@ class Writer(threading.Thread):
             outstanding=self._store.outstanding,
         )
 
-    def _serve(self, turn: _Turn) -> None:
-        now = time.monotonic()
-        self._take_aside(now)
+    def _serve(self, turn: Turn) -> None:
+        store = self._store
+        self._take_in(turn)
         if turn.asks:
             # Before the commit: nobody who wants to begin waits for the disk.
-            self._store.claim([ask.claim for ask in turn.asks])
+            store.claim([claim for claim, _, _ in turn.asks])
             asks, turn.asks = turn.asks, []
             self._post(self._settle_claims, asks, None)
-        for record in turn.records:
-            self._store.record(record.claim, record.payload, ok=record.ok)
-            self._pacing.added(now, awaited=True)
-        if self._store.pending:
-            self._pacing.added(now, awaited=False)
+        for claim, payload, ok, _, _ in turn.records:
+            store.record(claim, payload, ok=ok)
+        if store.pending:
+            self._pacing.added(time.monotonic(), awaited=bool(turn.records))
         if self._due() <= time.monotonic():
             self._commit()
         if time.monotonic() - self._beaten >= BEAT_S:
             self._beat()
 
-    def _take_aside(self, now: float) -> None:
-        for _ in range(len(self.aside)):
-            what, arguments = self.aside.popleft()
-            getattr(self._store, what)(*arguments)
-            if what not in {"hold", "release"}:
-                self._pacing.added(now, awaited=False)
+    def _take_in(self, turn: Turn) -> None:
+        """Do what nobody waits for."""
+        store = self._store
+        store.hold(turn.holds)
+        for claim, attempt in turn.attempts:
+            store.attempt(claim, attempt)
+        for index, key, error in turn.unrendered:
+            store.unrendered(index, key, error)
+        for claim in turn.releases:
+            store.release(claim)
 
     def _commit(self, state: str = "running", counts: dict[str, int] | None = None) -> None:
         """Bring everything at hand to disk, then tell those who wait, with one call."""
@@ -229,7 +169,7 @@ class Writer(threading.Thread):
         if self._store.pending or state != "running":
             written = self._store.commit(state, counts)
             took = time.monotonic() - began
-            self._pacing.committed(took)
+            self._pacing.committed(began + took, took, awaited=len(self._awaiting))
             self.statistics.rows += written
             self.statistics.commits += 1
             self.statistics.commit_s += took
@@ -288,7 +228,6 @@ class Writer(threading.Thread):
         """Tell everyone who waits what went wrong."""
         records, self._awaiting = self._awaiting, []
         flushes, self._flushes = self._flushes, []
-        self.aside.clear()
         if asks or records or flushes:
             self.reported = True
             self._post(self._settle_claims, asks, self.failure)
@@ -332,36 +271,39 @@ class Writer(threading.Thread):
 
     def _settle_claims(self, asks: list[Ask], error: JournalError | None) -> None:
         now = time.monotonic()
-        for ask in asks:
-            self.statistics.claims += 1
-            self.statistics.claim_wait_s += now - ask.at
-            if ask.future.cancelled():
+        self.statistics.claims += len(asks)
+        self.statistics.claim_wait_s += sum(now - at for _, _, at in asks)
+        for claim, future, _ in asks:
+            if future.cancelled():
                 if error is None:
-                    self.aside.append(("release", (ask.claim,)))
+                    self.inbox.releases.append(claim)
             elif error is not None:
-                ask.future.set_exception(copy.copy(error))
+                future.set_exception(copy.copy(error))
             else:
-                ask.future.set_result(ask.claim)
+                future.set_result(claim)
 
     def _settle_records(
-        self, records: list[Record], flushes: list[Flush], error: JournalError | None
+        self,
+        records: list[Record],
+        flushes: list[asyncio.Future[None]],
+        error: JournalError | None,
     ) -> None:
         now = time.monotonic()
+        self.statistics.records += len(records)
+        self.statistics.record_wait_s += sum([now - record[4] for record in records])
         for record in records:
-            self.statistics.records += 1
-            self.statistics.record_wait_s += now - record.at
             try:
-                record.done(error)
+                record[3](error)
             except Exception as problem:  # one caller's mistake must not keep others waiting
                 context = {"message": "The journal's done callback raised.", "exception": problem}
                 asyncio.get_running_loop().call_exception_handler(context)
         for flush in flushes:
-            if flush.future.cancelled():
+            if flush.cancelled():
                 continue
             if error is not None:
-                flush.future.set_exception(copy.copy(error))
+                flush.set_exception(copy.copy(error))
             else:
-                flush.future.set_result(None)
+                flush.set_result(None)
 
 
 _LIVE: weakref.WeakSet[Writer] = weakref.WeakSet()

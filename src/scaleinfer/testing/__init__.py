@@ -13,22 +13,44 @@ from typing import TYPE_CHECKING
 from scaleinfer._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from scaleinfer.testing._batching import BatchedRequest, BatchingModel
+    from scaleinfer.testing._batching_settings import Batching
+    from scaleinfer.testing._changes import Change
     from scaleinfer.testing._faults import Fault
-    from scaleinfer.testing._ledger import Ledger, RequestRecord
+    from scaleinfer.testing._ledger import Ledger
+    from scaleinfer.testing._prefix import prefix_blocks
     from scaleinfer.testing._process import ServerProcess
+    from scaleinfer.testing._record import RequestRecord
     from scaleinfer.testing._server import SimulatedServer
     from scaleinfer.testing._view import RequestView
 
-__all__ = ["Fault", "Ledger", "RequestRecord", "RequestView", "ServerProcess", "SimulatedServer"]
+__all__ = [
+    "BatchedRequest",
+    "Batching",
+    "BatchingModel",
+    "Change",
+    "Fault",
+    "Ledger",
+    "RequestRecord",
+    "RequestView",
+    "ServerProcess",
+    "SimulatedServer",
+    "prefix_blocks",
+]
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
+        "BatchedRequest": "_batching",
+        "Batching": "_batching_settings",
+        "BatchingModel": "_batching",
+        "Change": "_changes",
         "Fault": "_faults",
         "Ledger": "_ledger",
-        "RequestRecord": "_ledger",
+        "RequestRecord": "_record",
         "RequestView": "_view",
         "ServerProcess": "_process",
         "SimulatedServer": "_server",
+        "prefix_blocks": "_prefix",
     },
 )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from scaleinfer.errors import ConfigError
+from scaleinfer.testing._batching_settings import Batching
+from scaleinfer.testing._changes import Change
 from scaleinfer.testing._faults import Fault
 from scaleinfer.testing._process import serve_in_this_process
 from scaleinfer.testing._server import SimulatedServer
@@ -26,7 +29,12 @@ _EPILOG = """\
 --fault NAME[:ARGUMENT][,KEYWORD=VALUE...] adds a fault, such as
   --fault status:503,rate=0.2   --fault status:429,retry_after=0.5,first=2
   --fault drop,rate=0.01        --fault status:503,after=60,until=120
-The first line of output is the base URL; SIGTERM or Ctrl-C ends the server."""
+--change KEYWORD=VALUE[,KEYWORD=VALUE...] changes the server at a time, such as
+  --change at=30,slots=400      --change at=60,until=90,slowdown=3
+  --change at=120,until=180,down=true
+--step or --kv-tokens (or any other option of the batch) makes it batch continuously.
+Each line of output is a base URL; SIGTERM or Ctrl-C ends the servers. GET /ledger has what
+happened, POST /control changes a server: {"slots": 100}."""
 
 
 def parse_fault(text: str) -> Fault:
@@ -51,6 +59,24 @@ def parse_fault(text: str) -> Fault:
     except (TypeError, ConfigError) as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
     return fault
+
+
+def parse_change(text: str) -> Change:
+    """Return the change that a command line names.
+
+    Raises:
+        argparse.ArgumentTypeError: It does not take that.
+    """
+    keywords: dict[str, Any] = {}
+    for option in text.split(","):
+        keyword, equals, value = option.partition("=")
+        if not equals:
+            raise argparse.ArgumentTypeError(f"{option!r} is not KEYWORD=VALUE")
+        keywords[keyword] = "503" if value == "503" else _value(value)
+    try:
+        return Change(**keywords)
+    except (TypeError, ValueError, ConfigError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
 
 
 def parse_latency(text: str) -> float | tuple[float, float]:
@@ -89,19 +115,67 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--ledger", choices=("full", "counts"), default="full")
     made.add_argument("--keep-bodies", action="store_true")
     made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--count", type=int, default=1, help="so many servers, on one core")
+    _add_limits(made.add_argument_group("limits and changes"))
+    _add_batching(made.add_argument_group("continuous batching"))
     return made
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status (2: it could not start)."""
+def _add_limits(made: argparse._ArgumentGroup) -> None:
+    made.add_argument("--requests-per-second", type=float, help="429 above that")
+    made.add_argument("--requests-per-minute", type=float, help="429 above that")
+    made.add_argument("--tokens-per-minute", type=float, help="429 above that")
+    made.add_argument("--burst", type=float, dest="burst_s", help="SECONDS' worth at once")
+    made.add_argument("--retry-after", choices=("seconds", "date", "ms", "none"), default="seconds")
+    made.add_argument("--rate-limit-headers", action="store_true", help="x-ratelimit-*")
+    made.add_argument("--max-waiting", type=int, help="503 when so many wait")
+    made.add_argument("--change", type=parse_change, action="append", default=[], dest="changes")
+    made.add_argument("--load-report", action=argparse.BooleanOptionalAction)
+
+
+def _add_batching(made: argparse._ArgumentGroup) -> None:
+    made.add_argument("--step", type=float, dest="step_s", help="seconds of a step")
+    made.add_argument("--step-per-sequence", type=float, dest="step_per_sequence_s")
+    made.add_argument("--prefill-tokens-per-second", type=float, dest="prefill_tokens_per_s")
+    made.add_argument("--kv-tokens", type=int)
+    made.add_argument("--kv-thrash", type=float)
+    made.add_argument("--prefix-cache-tokens", type=int)
+    made.add_argument("--prefix-block-tokens", type=int)
+
+
+_BATCHING = [field.name for field in fields(Batching) if field.name != "slots"]
+
+
+def options_of(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Return a command line's options: arguments of `SimulatedServer`, and `count`.
+
+    Raises:
+        ConfigError: A value that cannot be.
+    """
     options = vars(parser().parse_args(arguments))
     options["models"] = options["models"] or ["sim-model"]
     if options["json_schema"] == "answer":
         options["json_schema"] = True
+    if options["retry_after"] == "none":
+        options["retry_after"] = None
+    batching = {name: options.pop(name) for name in _BATCHING}
+    batching = {name: value for name, value in batching.items() if value is not None}
+    if batching:
+        if (slots := options.pop("slots")) is not None:
+            batching["slots"] = slots
+        options["batching"] = Batching(**batching)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status (2: it could not start)."""
     try:
-        server = SimulatedServer(**options)
+        settings = options_of(arguments)
+        count, port = settings.pop("count"), settings.pop("port")
+        ports = [port + i if port else 0 for i in range(count)]
+        servers = [SimulatedServer(port=one, **settings) for one in ports]
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(serve_in_this_process(server, _print_url))
+            runner.run(serve_in_this_process(servers, _print_url))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

@@ -53,7 +53,7 @@ class Envelope(NamedTuple):
     number: int
     created: int
     model: str
-    usage: dict[str, int]
+    usage: dict[str, Any]
 
 
 def answer(view: RequestView, settings: Settings) -> list[Choice]:
@@ -135,7 +135,7 @@ def _json_text(view: RequestView, seed: int, schema: dict[str, Any]) -> str:
         ) from error
 
 
-def usage_of(view: RequestView, choices: list[Choice]) -> dict[str, int]:
+def usage_of(view: RequestView, choices: list[Choice]) -> dict[str, Any]:
     """Return the usage of an answer, as its body states it."""
     completion = 0
     for choice in choices:

@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from collections import deque
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from scaleinfer.errors import ConfigError
@@ -16,6 +17,7 @@ from scaleinfer.testing._delivery import End
 from scaleinfer.testing._job import Head
 
 if TYPE_CHECKING:
+    from scaleinfer.testing._changes import Down, What
     from scaleinfer.testing._job import Job
     from scaleinfer.testing._service import Service
 
@@ -43,6 +45,7 @@ class Listener:
                 hint="Install it with: pip install 'scaleinfer[testing]'",
             ) from error
         self.service = service
+        self._conditions = service.conditions
         self.parser = httptools.HttpRequestParser
         self.callback_error = httptools.HttpParserCallbackError
         self.upgrade = httptools.HttpParserUpgrade
@@ -50,9 +53,14 @@ class Listener:
         self.connections: set[Connection] = set()
         self.closing = False
         self.port = 0
+        self.control_port = 0
         self.heads: dict[bytes, tuple[Head, int]] = {}
         self._loop = asyncio.get_running_loop()
         self._server: asyncio.Server | None = None
+        self._control: asyncio.Server | None = None
+        self._down: Down | None = None
+        self._reserved: socket.socket | None = None
+        self._switch: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._armed_for = 0.0
         self._empty = asyncio.Event()
@@ -74,19 +82,35 @@ class Listener:
             ) from error
         self.port = self._server.sockets[0].getsockname()[1]
 
+    async def open_control(self) -> None:
+        """Listen on a second port too, which no outage closes."""
+        self._control = await self._loop.create_server(
+            lambda: Connection(self, control=True), "127.0.0.1", 0
+        )
+        self.control_port = self._control.sockets[0].getsockname()[1]
+
     async def aclose(self) -> None:
         """Stop listening and end all connections, whatever is in flight."""
         self.closing = True
-        if self._server is not None:
-            self._server.close()
+        if self._switch is not None:
+            self._switch.cancel()
+            await asyncio.wait([self._switch])
+        if self._reserved is not None:
+            self._reserved.close()
+        for server in self._servers:
+            server.close()
         if self._timer is not None:
             self._timer.cancel()
         for connection in tuple(self.connections):
             connection.abort()
         if self.connections:
             await self._empty.wait()
-        if self._server is not None:
-            await self._server.wait_closed()
+        for server in self._servers:
+            await server.wait_closed()
+
+    @property
+    def _servers(self) -> list[asyncio.Server]:
+        return [server for server in (self._server, self._control) if server is not None]
 
     def gone(self, connection: Connection) -> None:
         """Forget a connection."""
@@ -97,6 +121,8 @@ class Listener:
     def arm(self) -> None:
         """See to it that the service is asked again when something is due."""
         due = self.service.timers.next_due
+        if self._conditions.down is not self._down:
+            self._follow_outage()
         if due is None or self.closing:
             return
         if self._timer is not None:
@@ -107,6 +133,69 @@ class Listener:
         # Loops round to their own ticks; waking up too early would only mean to wait again.
         delay = max(due - time.monotonic(), 0.0) + self.service.timers.tick / 2
         self._timer = self._loop.call_later(delay, self._tick)
+
+    def _follow_outage(self) -> None:
+        """Cut what an outage cuts; see to it that the port is open or closed as it says."""
+        down = self._down = self.service.conditions.down
+        for connection in tuple(self.connections):
+            if down == "refuse" or (down == "503" and connection.busy):
+                connection.cut()
+        if not self.closing and (self._switch is None or self._switch.done()):
+            self._switch = self._loop.create_task(self._switch_port())
+
+    async def _switch_port(self) -> None:
+        """Close or open the port until it is as the outage of the moment wants it."""
+        while (self._down == "refuse") != (self._server is None):
+            if self._server is not None:
+                self._server.close()
+                self._server = None
+                self._reserved = await self._reserve()
+            else:
+                assert self._reserved is not None
+                reserved, self._reserved = self._reserved, None
+                self._server = await self._loop.create_server(
+                    lambda: Connection(self), sock=reserved, backlog=_BACKLOG
+                )
+
+    async def _reserve(self) -> socket.socket:
+        """Return a socket that holds our port, so that nobody takes it, but does not listen."""
+        while True:
+            reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                reserved.bind(("127.0.0.1", self.port))
+            except OSError:  # loops close a listening socket some turns later
+                reserved.close()
+                await asyncio.sleep(0.001)
+            else:
+                return reserved
+
+    def change(self, what: What) -> None:
+        """Change the service now; to be called in the loop."""
+        self.service.change(what, time.monotonic())
+        self.arm()
+
+    def change_from_thread(self, what: What) -> None:
+        """Change the service now; to be called from anywhere. Returns when it is done."""
+        try:
+            here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            here = False
+        if here:
+            self.change(what)
+            return
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                self.change(what)
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        self._loop.call_soon_threadsafe(run)
+        done.result()
 
     def _tick(self) -> None:
         self._timer = None
@@ -124,8 +213,10 @@ class Connection(asyncio.Protocol):
     a request. Bytes that are no whole request with such a head go to the parser.
     """
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, *, control: bool = False) -> None:
         self._listener = listener
+        self._control = control
+        self._cut = False
         self._service = listener.service
         self._transport: asyncio.Transport | None = None
         self._parser = listener.parser(self)
@@ -150,7 +241,8 @@ class Connection(asyncio.Protocol):
         self._transport = None
         if self._job is not None:
             job, self._job = self._job, None
-            self._service.leave(job, time.monotonic(), aborted=not self._listener.closing)
+            aborted = not (self._cut or self._listener.closing)
+            self._service.leave(job, time.monotonic(), aborted=aborted)
             self._listener.arm()
         self._listener.gone(self)
 
@@ -258,6 +350,17 @@ class Connection(asyncio.Protocol):
     def _take_next(self) -> None:
         if self._pipelined and self._transport is not None and not self._transport.is_closing():
             self._take(*self._pipelined.popleft())
+
+    @property
+    def busy(self) -> bool:
+        """True while a request is being answered here."""
+        return self._job is not None
+
+    def cut(self) -> None:
+        """End the connection because of an outage, which spares those of the control port."""
+        if not self._control:
+            self._cut = True
+            self.abort()
 
     def abort(self) -> None:
         """End the connection without waiting for what is still to be written."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scaleinfer.testing._refusals import Dialect
 
 __all__ = [
+    "JSON_TYPE",
     "Delivery",
     "End",
     "Part",
@@ -28,7 +29,7 @@ __all__ = [
     "deliver_refusal",
 ]
 
-_JSON, _HTML, _EVENTS = "application/json", "text/html; charset=utf-8", "text/event-stream"
+JSON_TYPE, _HTML, _EVENTS = "application/json", "text/html; charset=utf-8", "text/event-stream"
 _LOGIN_PAGE = (
     "<!DOCTYPE html><html><head><title>Sign in</title></head>"
     '<body><form action="/login">Please sign in to continue.</form></body></html>'
@@ -90,25 +91,37 @@ _USUAL_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-len
 
 
 def deliver(
-    status: int, body: bytes, *, keep_alive: bool, fault: Fault | None = None, ok: bool = False
+    status: int,
+    body: bytes,
+    *,
+    keep_alive: bool,
+    fault: Fault | None = None,
+    ok: bool = False,
+    content_type: str = JSON_TYPE,
+    headers: Mapping[str, str] | None = None,
 ) -> Delivery:
-    """Return the delivery of a JSON body, spoiled by `fault` if there is one."""
+    """Return the delivery of a body, spoiled by `fault` if there is one."""
     end = End.KEEP if keep_alive else End.CLOSE
-    if fault is None and keep_alive and status == HTTPStatus.OK:
+    usual = fault is None and not headers and content_type is JSON_TYPE
+    if usual and keep_alive and status == HTTPStatus.OK:
         return Delivery(status, ((0.0, _USUAL_HEAD % len(body) + body),), end, ok)
-    content_type = _JSON
     if fault is not None:
         if fault.kind == "malformed":
             body = body[: _share(fault.at, len(body))]
         elif fault.kind == "wrong_content_type":
             content_type = fault.body or "text/plain"
-    head = _head(status, content_type, len(body), keep_alive)
+    head = _head(status, content_type, len(body), keep_alive, headers)
     whole = Delivery(status, ((0.0, head), (0.0, body)), end, ok)
     return whole if fault is None else _spoil(whole, fault)
 
 
 def deliver_events(
-    events: Iterable[bytes], *, interval: float, keep_alive: bool, fault: Fault | None = None
+    events: Iterable[bytes],
+    *,
+    interval: float,
+    keep_alive: bool,
+    fault: Fault | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> Delivery:
     """Return the delivery of server-sent events, one every `interval` seconds."""
     data = [*events, b"[DONE]"]
@@ -120,7 +133,7 @@ def deliver_events(
         content_type = fault.body or "text/plain"
     chunks = [b"%x\r\ndata: %b\n\n\r\n" % (len(event) + 8, event) for event in data]
     chunks[-1] += b"0\r\n\r\n"
-    head = (0.0, _head(200, content_type, None, keep_alive))
+    head = (0.0, _head(200, content_type, None, keep_alive, headers))
     if interval:
         parts: tuple[Part, ...] = (head, *((i * interval, chunk) for i, chunk in enumerate(chunks)))
     else:
@@ -190,7 +203,7 @@ def deliver_fault(
         phrase = _PHRASES.get(fault.code, "error")
         refusal = Refusal(fault.code, f"{phrase} (simulated fault)")
         body = orjson.dumps(refusal.body(dialect))
-    return _closed(fault.code, given or _JSON, body, keep_alive, headers)
+    return _closed(fault.code, given or JSON_TYPE, body, keep_alive, headers)
 
 
 def _closed(
@@ -222,4 +235,5 @@ def _retry_after(fault: Fault, unix_time: float) -> dict[str, str]:
 
 def deliver_refusal(refusal: Refusal, *, dialect: Dialect, keep_alive: bool) -> Delivery:
     """Return the delivery of an error."""
-    return deliver(refusal.status, orjson.dumps(refusal.body(dialect)), keep_alive=keep_alive)
+    body = orjson.dumps(refusal.body(dialect))
+    return deliver(refusal.status, body, keep_alive=keep_alive, headers=refusal.headers)

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from scaleinfer.testing._delivery import NO_ANSWER, End
 from scaleinfer.testing._faults import NOTHING
-from scaleinfer.testing._view import SECRET_HEADERS
+from scaleinfer.testing._view import SECRET_HEADERS, RequestView
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from scaleinfer.testing._ledger import Entry
-    from scaleinfer.testing._view import RequestView
+    from scaleinfer.testing._batched import Work
+    from scaleinfer.testing._record import Entry
 
-__all__ = ["Head", "Job", "Output"]
+__all__ = ["WAKE_UP", "Head", "Job", "Output"]
 
 
 class Head:
@@ -26,10 +26,11 @@ class Head:
         headers: By name in lower case, without secrets.
         kept: The same for the ledger: without the body's length.
         authorization: Value of the Authorization header; never kept elsewhere.
+        client: Value of its `x-client` header, by which the ledger tells clients apart.
         keep_alive: False if the connection is to be closed after the answer.
     """
 
-    __slots__ = ("authorization", "headers", "keep_alive", "kept", "method", "path")
+    __slots__ = ("authorization", "client", "headers", "keep_alive", "kept", "method", "path")
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Head:
         self.method = method
         self.path = path
         self.authorization = texts.get("authorization")
+        self.client = texts.get("x-client", "")
         self.headers = {k: v for k, v in texts.items() if k not in SECRET_HEADERS}
         self.kept = tuple((k, v) for k, v in self.headers.items() if k != "content-length")
         self.keep_alive = keep_alive
@@ -56,6 +58,8 @@ class Job:
         due: When `Service.advance` has something to do; `None` while it waits for a slot.
         trapped: The connection is to be closed when the next request arrives.
         done: It has its end.
+        work: What the batch does for it, if the server batches.
+        reserved: Tokens that a rate limit has taken for it.
     """
 
     # Defaults of the class: most of them stay, and setting each would cost more than the rest.
@@ -67,6 +71,8 @@ class Job:
     served = False
     trapped = False
     done = False
+    work: Work | None = None
+    reserved = 0
 
     def __init__(
         self, client: Any, view: RequestView, entry: Entry | None, keep_alive: bool
@@ -76,6 +82,10 @@ class Job:
         self.entry = entry
         self.keep_alive = keep_alive
 
+
+WAKE_UP = Job(None, RequestView("", {}), None, keep_alive=True)
+"""Stands for no request: among the timers it only makes the service be asked at its time."""
+WAKE_UP.done = True
 
 Output: TypeAlias = tuple[bytes, End | None]
 """What the shell is to do for a job now: write the bytes; at an end, act on it."""

@@ -2,74 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from base64 import b64decode, b64encode
 from collections import Counter
-from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Literal
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+from scaleinfer.testing._record import Entry, RequestRecord
+from scaleinfer.testing._seconds import PerSecond
 
-__all__ = ["Entry", "Ledger", "RequestRecord"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Ledger"]
 
 _AUTHORISED, _ABORTED, _OK, _DONE, _STREAMED = 1, 2, 4, 8, 16
-# prompt, attempt, arrived, finished, status, fault, model, headers, flags
-_ROW = Struct("=IIddHHHIB")
-_END = Struct("=dHH")
+_REJECTIONS = frozenset({429, 503})
+# prompt, attempt, arrived; started, finished, status, fault, prompt tokens, completion tokens,
+# cached tokens; model, headers, client, flags
+_ROW = Struct("=IIdddHHIIIHIHB")
+_END = Struct("=ddHHIII")
 _END_AT = Struct("=IId").size
 _FLAGS_AT = _ROW.size - 1
-
-
-@dataclass(frozen=True, slots=True)
-class RequestRecord:
-    """One request, as the server saw it.
-
-    Attributes:
-        prompt: The prompt; the first of several.
-        prompts: All prompts, if a plain completion asked several at once.
-        attempt: 1 for the first request with this prompt.
-        arrived: Unix time at which the request was complete, in seconds.
-        finished: Unix time of the answer's last byte, or of the connection's end; `None`
-            while the request is in flight.
-        model: Model that was asked for.
-        status: HTTP status that was sent; `None` if none was.
-        fault: Fault that was applied, such as `status 503` or `delay+drop`; empty if none.
-        ok: True if a usable answer was written in full.
-        aborted: True if the client went away before its answer; not if the server was closed.
-        authorised: True if an `Authorization` header came along. Its value is not kept.
-        stream: True if the answer was asked for as server-sent events.
-        headers: The headers without secrets, names in lower case.
-        body: The request's body, if the server was told to keep bodies.
-    """
-
-    prompt: str
-    prompts: tuple[str, ...]
-    attempt: int
-    arrived: float
-    finished: float | None
-    model: str
-    status: int | None
-    fault: str
-    ok: bool
-    aborted: bool
-    authorised: bool
-    stream: bool
-    headers: Mapping[str, str]
-    body: bytes | None
-
-
-class Entry:
-    """A request in flight: where the ledger will write what becomes of it."""
-
-    __slots__ = ("attempt", "fault", "prompts", "row")
-
-    def __init__(self, row: int, prompts: tuple[int, ...], attempt: int) -> None:
-        self.row = row
-        self.prompts = prompts
-        self.attempt = attempt
-        self.fault = ""
 
 
 class _Names:
@@ -93,12 +48,16 @@ class _Names:
 class Ledger:
     """Every request for a completion that reached the server.
 
-    Kept in packed rows: 37 bytes a request, and each different prompt and set of headers
-    once. Reading is safe from another thread while the server runs.
+    Kept in packed rows: 57 bytes a request, and each different prompt and set of headers
+    once; and in counts for each second. Reading is safe from another thread while the server
+    runs.
+
+    Windows are in seconds after the first request, as in `Fault` and `Change`. What fell into a
+    second that a window cuts in two counts by the share of the second.
 
     Args:
         mode: `"full"` keeps each request; `"counts"` only what was asked and answered per
-            prompt, and the totals.
+            prompt, the totals, and those of each second.
     """
 
     def __init__(self, mode: Literal["full", "counts"] = "full") -> None:
@@ -121,6 +80,9 @@ class Ledger:
         self._headers = _Names()
         self._packed: dict[int, tuple[int, ...]] = {}
         self._bodies: dict[int, bytes] = {}
+        self._clients = _Names([""])
+        self._seconds = PerSecond()
+        self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
 
     # Writing: the server only.
 
@@ -138,6 +100,7 @@ class Ledger:
         stream: bool = False,
         headers: tuple[tuple[str, str], ...] = (),
         body: bytes | None = None,
+        client: str = "",
     ) -> Entry:
         """Write down a request; its attempt number is in the entry.
 
@@ -149,10 +112,11 @@ class Ledger:
             stream: It wants server-sent events.
             headers: Its headers without secrets, names in lower case.
             body: Its body, if that is to be kept.
+            client: Who asks, by its `x-client` header.
         """
         one = len(prompts) == 1
         asked = (self._ask(prompts[0]),) if one else tuple(map(self._ask, prompts))
-        entry = Entry(-1, asked, self._asked[asked[0]])
+        entry = Entry(-1, asked, self._asked[asked[0]], client)
         if not self._arrived:
             self._first_arrival = time
         if self.mode == "full":
@@ -162,13 +126,21 @@ class Ledger:
             if body is not None:
                 self._bodies[entry.row] = body
             flags = (_AUTHORISED if authorised else 0) | (_STREAMED if stream else 0)
-            names = self._models.number(model), self._headers.number(headers)
+            names = (
+                self._models.number(model),
+                self._headers.number(headers),
+                self._clients.number(client) if client else 0,
+            )
             # One step, so that a reader in another thread never finds half a row.
-            self._rows += _ROW.pack(asked[0], entry.attempt, time, 0.0, 0, 0, *names, flags)
+            self._rows += _ROW.pack(
+                asked[0], entry.attempt, time, 0.0, 0.0, 0, 0, 0, 0, 0, *names, flags
+            )
         self._arrived += 1
         in_flight = self._arrived - self._finished
         if in_flight > self.peak_in_flight:  # noqa: PLR1730 - twice as fast as max()
             self.peak_in_flight = in_flight
+        at = time - self._first_arrival
+        self._seconds.arrive(at if at > 0 else 0.0, in_flight)
         return entry
 
     def finish(
@@ -177,7 +149,7 @@ class Ledger:
         """Write down what became of a request. To be called once for each entry.
 
         Args:
-            entry: What `arrive` returned, with `fault` filled in.
+            entry: What `arrive` returned, with the fault and the tokens filled in.
             time: Unix time, in seconds.
             status: HTTP status that was sent; 0 if none was.
             ok: A usable answer was written in full.
@@ -185,19 +157,33 @@ class Ledger:
         """
         self._finished += 1
         self._last_finish = time
+        at = time - self._first_arrival
+        if at < 0:  # the clock was set back
+            at = 0.0
+        self._seconds.finish(at)
         if status:
             self._statuses[status] += 1
+            if status in _REJECTIONS:
+                self._seconds.reject(at)
         if entry.fault:
             self._faults[entry.fault] += 1
         self.aborted += aborted
+        tokens = entry.completion_tokens
         if ok:
             self._answered += 1
+            self.prompt_tokens += entry.prompt_tokens
+            self.completion_tokens += tokens
+            self.cached_tokens += entry.cached_tokens
+            self._seconds.answer(at, tokens, entry.client)
             for prompt in entry.prompts:
                 self._answers[prompt] += 1
         if entry.row >= 0:
             fault = self._fault_names.number(entry.fault) if entry.fault else 0
             start = entry.row * _ROW.size
-            _END.pack_into(self._rows, start + _END_AT, time, status, fault)
+            _END.pack_into(
+                self._rows, start + _END_AT, entry.started, time, status, fault,
+                entry.prompt_tokens, tokens, entry.cached_tokens,
+            )  # fmt: skip
             flags = _DONE | (_OK if ok else 0) | (_ABORTED if aborted else 0)
             self._rows[start + _FLAGS_AT] |= flags
 
@@ -233,6 +219,62 @@ class Ledger:
         """All requests in order of arrival; empty with `mode="counts"`."""
         return list(self)
 
+    @property
+    def seconds(self) -> float:
+        """Seconds from the first arrival to the last end of a request."""
+        return max(0.0, self._last_finish - self._first_arrival)
+
+    def goodput(
+        self, start: float = 0.0, end: float | None = None, *, client: str | None = None
+    ) -> float:
+        """Return the completion tokens a second of usable answers that ended in a window.
+
+        Args:
+            start: Its begin.
+            end: Its end; `None` for the last end of a request.
+            client: Count the answers to this client alone, see `shares`.
+        """
+        start, end = self._window(start, end)
+        seconds = self._seconds
+        column = seconds.tokens if client is None else seconds.clients.get(client, [])
+        return seconds.total(column, start, end) / (end - start) if end > start else 0.0
+
+    def rejected_share(self, start: float = 0.0, end: float | None = None) -> float:
+        """Return the share of requests that ended in a window which got 429 or 503."""
+        start, end = self._window(start, end)
+        finished = self._seconds.total(self._seconds.finished, start, end)
+        return (
+            self._seconds.total(self._seconds.rejected, start, end) / finished if finished else 0.0
+        )
+
+    def peak(self, start: float = 0.0, end: float | None = None) -> int:
+        """Return the most requests in flight at any arrival in the seconds of a window."""
+        start, end = self._window(start, end)
+        return max(self._seconds.peak[int(start) : math.ceil(end)], default=0)
+
+    def shares(self, start: float = 0.0, end: float | None = None) -> dict[str, float]:
+        """Return each client's share of the completion tokens in a window, named by `x-client`."""
+        start, end = self._window(start, end)
+        found = {
+            client: self._seconds.total(column, start, end)
+            for client, column in self._seconds.clients.copy().items()
+        }
+        whole = sum(found.values())
+        return {client: tokens / whole for client, tokens in found.items()} if whole else {}
+
+    def per_second(self) -> dict[str, list[int]]:
+        """Return the counts of each second since the first request, by column.
+
+        Columns: `arrived`, `finished`, `answered`, `rejected` (429 and 503), `tokens` (of usable
+        answers) and `peak` (requests in flight).
+        """
+        columns = self._seconds.to_dict()
+        del columns["clients"]
+        return {name: list(column) for name, column in columns.items()}
+
+    def _window(self, start: float, end: float | None) -> tuple[float, float]:
+        return max(start, 0.0), self.seconds if end is None else end
+
     def by_prompt(self) -> dict[str, list[RequestRecord]]:
         """Return the requests of each prompt, in order of arrival."""
         found: dict[str, list[RequestRecord]] = {}
@@ -254,7 +296,7 @@ class Ledger:
 
         `seconds` is the time from the first arrival to the last finish; `answered_again`
         counts the answers beyond the first to each prompt; `by_status` and `by_fault` count
-        finished requests.
+        finished requests; tokens are those of usable answers.
         """
         return {
             "arrived": self._arrived,
@@ -264,7 +306,10 @@ class Ledger:
             "peak_in_flight": self.peak_in_flight,
             "prompts": len(self._prompts.values),
             "answered_again": sum(n - 1 for n in self._answers.tolist() if n > 1),
-            "seconds": max(0.0, self._last_finish - self._first_arrival),
+            "seconds": self.seconds,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "cached_tokens": self.cached_tokens,
             "by_status": dict(self._statuses.copy()),
             "by_fault": dict(self._faults.copy()),
             "other_paths": dict(self.other_paths.copy()),
@@ -272,15 +317,17 @@ class Ledger:
         }
 
     def _record(self, row: int) -> RequestRecord:
-        prompt, attempt, arrived, finished, status, fault, model, headers, flags = _ROW.unpack_from(
-            self._rows, row * _ROW.size
-        )
+        (
+            prompt, attempt, arrived, started, finished, status, fault, prompt_tokens,
+            completion_tokens, cached_tokens, model, headers, client, flags,
+        ) = _ROW.unpack_from(self._rows, row * _ROW.size)  # fmt: skip
         texts = self._prompts.values
         return RequestRecord(
             prompt=texts[prompt],
             prompts=tuple(texts[i] for i in self._packed.get(row, (prompt,))),
             attempt=attempt,
             arrived=arrived,
+            started=started or None,
             finished=finished if flags & _DONE else None,
             model=self._models.values[model],
             status=status or None,
@@ -289,6 +336,10 @@ class Ledger:
             aborted=bool(flags & _ABORTED),
             authorised=bool(flags & _AUTHORISED),
             stream=bool(flags & _STREAMED),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            cached_tokens=cached_tokens,
+            client=self._clients.values[client],
             headers=dict(self._headers.values[headers]),
             body=self._bodies.get(row),
         )
@@ -305,6 +356,9 @@ class Ledger:
             "mode": self.mode,
             "totals": [self._arrived, self._finished, self._answered, self.aborted],
             "peak_in_flight": self.peak_in_flight,
+            "tokens": [self.prompt_tokens, self.completion_tokens, self.cached_tokens],
+            "clients": self._clients.values,
+            "seconds": self._seconds.to_dict(),
             "times": [self._first_arrival, self._last_finish],
             "statuses": list(self._statuses.items()),
             "faults": dict(self._faults),
@@ -328,6 +382,9 @@ class Ledger:
         ledger._arrived, ledger._finished, ledger._answered, ledger.aborted = data["totals"]
         ledger.peak_in_flight = data["peak_in_flight"]
         ledger._first_arrival, ledger._last_finish = data["times"]
+        ledger.prompt_tokens, ledger.completion_tokens, ledger.cached_tokens = data["tokens"]
+        ledger._clients = _Names(data["clients"])
+        ledger._seconds = PerSecond.from_dict(data["seconds"])
         ledger._statuses = Counter(dict(data["statuses"]))
         ledger._faults = Counter(data["faults"])
         ledger.other_paths = Counter(data["other_paths"])

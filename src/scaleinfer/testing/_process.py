@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import pickle
 import signal
@@ -17,13 +18,16 @@ from typing import TYPE_CHECKING, Any, Self
 import orjson
 
 from scaleinfer.errors import ConfigError
+from scaleinfer.testing._changes import Change
 from scaleinfer.testing._ledger import Ledger
 from scaleinfer.testing._server import SimulatedServer
 from scaleinfer.testing._thread import new_event_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from typing import Unpack
 
+    from scaleinfer.testing._changes import What
     from scaleinfer.testing._settings import Settings
 
 __all__ = ["ServerProcess", "main", "raise_file_limit", "serve_in_this_process"]
@@ -48,7 +52,7 @@ class ServerProcess:
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self._last: Ledger | None = None
-        self._port = 0
+        self._port = self._control_port = 0
 
     def start(self) -> None:
         """Start the process and wait until it listens.
@@ -84,7 +88,7 @@ class ServerProcess:
                 "The simulated server's process did not start: "
                 + report.get("error", f"it ended with status {process.returncode}."),
             )
-        self._port = report["port"]
+        self._port, self._control_port = report["port"], report["control"]
 
     @property
     def base_url(self) -> str:
@@ -118,6 +122,17 @@ class ServerProcess:
         """Return the ledger's totals without fetching all of it; statuses are strings here."""
         return self._fetch("/ledger/statistics")
 
+    def change(self, **what: Unpack[What]) -> None:
+        """Become another server from now on, see `SimulatedServer.change`.
+
+        Raises:
+            ConfigError: A value that cannot be, or the process is dead.
+        """
+        named = Change(**what).what
+        # JSON has no infinity.
+        asked = {name: None if value == math.inf else value for name, value in named.items()}
+        self._fetch("/control", orjson.dumps(asked))
+
     def stop(self) -> None:
         """Take a last snapshot of the ledger and end the process."""
         if self._process is not None:
@@ -125,10 +140,10 @@ class ServerProcess:
                 self._last = self.ledger
             self._end()
 
-    def _fetch(self, path: str) -> dict[str, Any]:
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=60)
+    def _fetch(self, path: str, body: bytes | None = None) -> dict[str, Any]:
+        connection = HTTPConnection("127.0.0.1", self._control_port, timeout=60)
         try:
-            connection.request("GET", path)
+            connection.request("GET" if body is None else "POST", path, body)
             return dict(orjson.loads(connection.getresponse().read()))
         except OSError as error:
             raise ConfigError(
@@ -195,13 +210,13 @@ def main() -> None:
     try:
         server = SimulatedServer(**pickle.load(sys.stdin.buffer))
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(serve_in_this_process(server, _tell_parent, parent=parent))
+            runner.run(serve_in_this_process([server], _tell_parent, parent=parent))
     except Exception as error:  # the parent raises it
         _tell({"error": f"{type(error).__name__}: {error}"})
 
 
 def _tell_parent(server: SimulatedServer) -> None:
-    _tell({"port": server.port})
+    _tell({"port": server.port, "control": server.control_port})
 
 
 def _tell(report: dict[str, Any]) -> None:
@@ -210,7 +225,7 @@ def _tell(report: dict[str, Any]) -> None:
 
 
 async def serve_in_this_process(
-    server: SimulatedServer,
+    servers: Sequence[SimulatedServer],
     on_open: Callable[[SimulatedServer], None],
     *,
     parent: int | None = None,
@@ -218,8 +233,8 @@ async def serve_in_this_process(
     """Serve until SIGTERM or SIGINT, or until the parent is gone.
 
     Args:
-        server: What to serve.
-        on_open: Called with the server once it listens.
+        servers: What to serve.
+        on_open: Called with each once it listens.
         parent: Process whose end is ours: watched by its end of our standard input, and by
             its id, because a child of the parent may hold that pipe open.
     """
@@ -230,8 +245,11 @@ async def serve_in_this_process(
             loop.add_signal_handler(number, stop.set)
     if parent is not None:
         threading.Thread(target=_await_end_of_input, args=(loop, stop), daemon=True).start()
-    async with server:
-        on_open(server)
+    async with contextlib.AsyncExitStack() as stack:
+        for server in servers:
+            await server.open(control=parent is not None)
+            stack.push_async_callback(server.aclose)
+            on_open(server)
         while not stop.is_set():
             if parent is not None and os.getppid() != parent:
                 return

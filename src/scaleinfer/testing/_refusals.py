@@ -26,6 +26,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not a failure of this
         message: What is wrong, in the server's words.
         param: The field of the request that is wrong, if it is one.
         code: OpenAI's code for it, such as `context_length_exceeded`.
+        headers: Headers of the answer.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Refusal(Exception):  # noqa: N818 - it is an answer, not a failure of this
         self.message = message
         self.param = param
         self.code = code
+        self.headers: dict[str, str] = {}
 
     def body(self, dialect: Dialect) -> dict[str, Any]:
         """Return the error object a server of that dialect sends."""
@@ -92,3 +94,17 @@ def no_response_format() -> Refusal:
         "Unrecognized request argument supplied: response_format",
         param="response_format",
     )
+
+
+def queue_full(waiting: int) -> Refusal:
+    """Too many wait already (503)."""
+    return Refusal(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        f"The server is overloaded: {waiting} requests wait. Please try again later.",
+        code="overloaded",
+    )
+
+
+def outage() -> Refusal:
+    """The server is down, says the gateway in front of it (503)."""
+    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "Service unavailable (simulated outage).")

@@ -29,6 +29,11 @@ class Slots(Generic[T]):
         """How many wait for a slot."""
         return len(self._waiting)
 
+    @property
+    def has_free(self) -> bool:
+        """True if a slot is free."""
+        return self.capacity is None or self.taken < self.capacity
+
     def enter(self, who: T) -> bool:
         """Return True if `who` has a slot now, False if it waits."""
         if self.capacity is not None and self.taken >= self.capacity:
@@ -39,10 +44,19 @@ class Slots(Generic[T]):
 
     def leave(self) -> T | None:
         """Give a slot back; return who gets it, if anybody waits."""
-        if self._waiting:
+        if self._waiting and (self.capacity is None or self.taken <= self.capacity):
             return self._waiting.popitem(last=False)[0]
         self.taken -= 1
         return None
+
+    def resize(self, capacity: int | None) -> list[T]:
+        """Change the capacity; return who gets a slot by that. Nobody loses one."""
+        self.capacity = capacity
+        got: list[T] = []
+        while self._waiting and (capacity is None or self.taken < capacity):
+            got.append(self._waiting.popitem(last=False)[0])
+            self.taken += 1
+        return got
 
     def withdraw(self, who: T) -> bool:
         """Stop waiting; return False if `who` did not wait (any more)."""

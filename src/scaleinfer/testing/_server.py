@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from scaleinfer.errors import ConfigError
+from scaleinfer.testing._changes import Change
 from scaleinfer.testing._ledger import Ledger
 from scaleinfer.testing._service import Service
 from scaleinfer.testing._settings import Settings
@@ -13,10 +14,14 @@ from scaleinfer.testing._settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
+    from typing import Unpack
 
+    from scaleinfer.testing._batching_settings import Batching
+    from scaleinfer.testing._changes import What
     from scaleinfer.testing._connection import Listener
     from scaleinfer.testing._faults import Fault
     from scaleinfer.testing._process import ServerProcess
+    from scaleinfer.testing._rates import RetryAfter
     from scaleinfer.testing._settings import Answer, Latency
 
 __all__ = ["SimulatedServer"]
@@ -26,8 +31,8 @@ class SimulatedServer:
     """An OpenAI-compatible server with latency and faults by script, and a truth ledger.
 
     It listens on 127.0.0.1 and serves `/v1/chat/completions`, `/v1/completions`,
-    `/v1/models`, `/health` and `/ledger`. Nothing about it depends on luck or on the order of
-    arrival: the same seed, prompt and attempt give the same answer, latency and fault.
+    `/v1/models`, `/health`, `/metrics` and `/ledger`. Nothing about it depends on luck or on the
+    order of arrival: the same seed, prompt and attempt give the same answer, latency and fault.
 
     ```python
     import asyncio
@@ -90,6 +95,20 @@ class SimulatedServer:
         prompt_of: Returns the prompt a request's body is filed under.
         seed: Another seed, another choice of faults, latencies and JSON.
         port: Port to listen on; 0 takes a free one.
+        batching: Serve as a server with continuous batching does, see `Batching`, instead of
+            with `slots` and `tokens_per_second`. `latency` then comes on top of the batch's time.
+        load_report: Answer requests with `endpoint-load-metrics-format: JSON` (or `TEXT`) with
+            the load in the header `endpoint-load-metrics`, as vLLM does. `None`: if it batches.
+        requests_per_second: Rate above which requests are answered 429.
+        requests_per_minute: The same by the minute; a whole minute's worth may come at once.
+        tokens_per_minute: The same, by tokens: prompt and `max_tokens`, corrected by what the
+            answer came to.
+        burst_s: Seconds' worth of these rates that may come at once, instead of one unit.
+        retry_after: What a 429 says of when to come again: `"seconds"`, `"date"`, `"ms"`
+            (`retry-after-ms`), or `None` for nothing.
+        rate_limit_headers: Send OpenAI's `x-ratelimit-*` headers with every answer.
+        max_waiting: How many may wait; the next ones are answered 503.
+        changes: How all this changes with time, see `Change`.
 
     Raises:
         ConfigError: A value that cannot be.
@@ -115,6 +134,16 @@ class SimulatedServer:
         prompt_of: Callable[[dict[str, Any]], str] | None = None,
         seed: int = 0,
         port: int = 0,
+        batching: Batching | None = None,
+        load_report: bool | None = None,
+        requests_per_second: float | None = None,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        burst_s: float | None = None,
+        retry_after: RetryAfter | None = "seconds",
+        rate_limit_headers: bool = False,
+        max_waiting: int | None = None,
+        changes: Sequence[Change] = (),
     ) -> None:
         self.settings = Settings(
             latency=latency,
@@ -134,6 +163,16 @@ class SimulatedServer:
             prompt_of=prompt_of,
             seed=seed,
             port=port,
+            batching=batching,
+            load_report=load_report,
+            requests_per_second=requests_per_second,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            burst_s=burst_s,
+            retry_after=retry_after,
+            rate_limit_headers=rate_limit_headers,
+            max_waiting=max_waiting,
+            changes=tuple(changes),
         )
         self.ledger = Ledger(ledger)
         self._listener: Listener | None = None
@@ -145,20 +184,50 @@ class SimulatedServer:
         Raises:
             ConfigError: It does not run.
         """
+        return self._running.port
+
+    @property
+    def control_port(self) -> int:
+        """The port that `open(control=True)` opened; 0 without.
+
+        Raises:
+            ConfigError: It does not run.
+        """
+        return self._running.control_port
+
+    @property
+    def _running(self) -> Listener:
         if self._listener is None:
             raise ConfigError(
                 "This simulated server does not run.",
                 hint="Use it as `async with SimulatedServer() as server:`.",
             )
-        return self._listener.port
+        return self._listener
+
+    def change(self, **what: Unpack[What]) -> None:
+        """Become another server from now on: `server.change(slots=100, slowdown=2)`.
+
+        May be called from any thread; returns when it is done. For a change at a certain time
+        see `changes=` and `Change`.
+
+        Args:
+            **what: See `What`.
+
+        Raises:
+            ConfigError: A value that cannot be, or the server does not run.
+        """
+        self._running.change_from_thread(Change(**what).what)
 
     @property
     def base_url(self) -> str:
         """The URL to give to a client: `http://127.0.0.1:PORT/v1`."""
         return f"http://127.0.0.1:{self.port}/v1"
 
-    async def open(self) -> None:
+    async def open(self, *, control: bool = False) -> None:
         """Begin to serve in the running loop. The ledger goes on where it was.
+
+        Args:
+            control: Serve on a second port too (`control_port`), which no outage closes.
 
         Raises:
             ConfigError: httptools is not installed, the port is taken, or it runs already.
@@ -170,6 +239,8 @@ class SimulatedServer:
         epoch = time.time() - time.monotonic()
         listener = Listener(Service(self.settings, self.ledger, epoch=epoch))
         await listener.open(self.settings.port)
+        if control:
+            await listener.open_control()
         self._listener = listener
 
     async def aclose(self) -> None:

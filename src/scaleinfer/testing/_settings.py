@@ -10,12 +10,20 @@ from scaleinfer.errors import ConfigError
 from scaleinfer.testing._view import RequestView
 
 if TYPE_CHECKING:
+    from scaleinfer.testing._batching_settings import Batching
+    from scaleinfer.testing._changes import Change
     from scaleinfer.testing._faults import Fault
+    from scaleinfer.testing._rates import RetryAfter
 
 __all__ = ["Answer", "Latency", "Settings"]
 
 Latency: TypeAlias = float | tuple[float, float] | Callable[[RequestView], float]
 """Seconds; mean and jitter (uniform in mean +- jitter); or seconds for a request."""
+
+_POSITIVE = (
+    "tokens_per_second", "answer_tokens", "slots", "max_prompt_tokens", "requests_per_second",
+    "requests_per_minute", "tokens_per_minute", "burst_s",
+)  # fmt: skip
 
 Answer: TypeAlias = Callable[[RequestView], str | dict[str, Any] | None]
 """A text, the fields of a chat message (`content`, `tool_calls`, and `finish_reason`), or `None`
@@ -47,6 +55,16 @@ class Settings:
     prompt_of: Callable[[dict[str, Any]], str] | None = None
     seed: int = 0
     port: int = 0
+    batching: Batching | None = None
+    load_report: bool | None = None
+    requests_per_second: float | None = None
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    burst_s: float | None = None
+    retry_after: RetryAfter | None = "seconds"
+    rate_limit_headers: bool = False
+    max_waiting: int | None = None
+    changes: tuple[Change, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.latency, tuple):
@@ -55,9 +73,18 @@ class Settings:
         elif not callable(self.latency):
             self._require(self.latency >= 0, "latency must not be negative")
         self._require(len(self.models) > 0, "models must name at least one model")
-        for name in ("tokens_per_second", "answer_tokens", "slots", "max_prompt_tokens"):
+        for name in _POSITIVE:
             value = getattr(self, name)
             self._require(value is None or value > 0, f"{name} must be greater than 0")
+        self._require(
+            self.max_waiting is None or self.max_waiting >= 0, "max_waiting must not be negative"
+        )
+        if self.batching is not None:
+            self._require(self.slots is None, "with batching, slots belong into Batching(slots=)")
+            self._require(
+                self.tokens_per_second is None, "with batching, Batching(step_s=) sets the pace"
+            )
+        self._one_of("retry_after", ("seconds", "date", "ms", None))
         self._one_of("json_schema", (True, False, "refuse", "ignore"))
         self._one_of("dialect", ("openai", "vllm"))
         self._one_of("ledger", ("full", "counts"))

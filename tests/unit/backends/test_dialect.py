@@ -2,18 +2,16 @@ from __future__ import annotations
 
 import email.utils
 import json
+import pickle
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaleinfer.backends._dialect import (
-    error_from_response,
-    error_from_wire,
-    parse_completion,
-    retry_after,
-)
+from scaleinfer.backends._completion import parse_completion
+from scaleinfer.backends._dialect import error_from_response, error_from_wire
+from scaleinfer.backends._rate_headers import retry_after
 from scaleinfer.backends._wire import Failure, WireError, WireResponse
 from scaleinfer.errors import (
     AuthError,
@@ -24,7 +22,7 @@ from scaleinfer.errors import (
     Starting,
     Transient,
 )
-from scaleinfer.results import Usage
+from scaleinfer.results import Load, RateState, Usage
 
 ENDPOINT = "http://node7:8000/v1"
 NOW = 1_800_000_000.0
@@ -128,6 +126,55 @@ def test_redirect_names_its_target() -> None:
     assert error.fatal
 
 
+def test_a_redirect_to_a_login_is_named_as_one_without_its_secrets() -> None:
+    error = judged(302, b"", location="https://me:CANARY@sso.campus.edu/login?state=CANARY")
+    assert "redirects to https://sso.campus.edu/login (HTTP 302)" in error.message
+    assert "login page" in error.hint
+    assert "CANARY" not in str(error)
+    assert "login page" not in judged(301, b"", location="https://node7/v1/designing").hint
+
+
+def test_a_proxy_that_wants_a_login() -> None:
+    error = judged(407, b"<html><head><title>Proxy login</title></head></html>")
+    assert type(error) is Permanent
+    assert error.fatal
+    assert f"a proxy before {ENDPOINT} wants a login" in error.message
+    assert "a web page titled 'Proxy login'" in error.message
+    assert "HTTPS_PROXY" in error.hint
+
+
+@pytest.mark.parametrize(("status", "kind"), [(407, Permanent), (502, Transient)])
+def test_a_proxy_that_makes_no_connection(status: int, kind: type[EndpointError]) -> None:
+    failed = WireError(Failure.CONNECT, f"the proxy answers HTTP {status}")
+    error = error_from_wire(failed, endpoint=ENDPOINT)
+    assert type(error) is kind
+    assert error.fatal is (status == 407)
+    assert not error.reached
+    assert f"cannot connect to {ENDPOINT}: the proxy answers HTTP {status}" in error.message
+    assert "HTTPS_PROXY" in error.hint
+
+
+def test_where_a_client_stands_reaches_the_error_and_stays_out_of_its_json() -> None:
+    error = judged(429, b"", x_ratelimit_remaining_requests="0", x_ratelimit_reset_requests="20s")
+    assert error.rate == RateState(None, 0, 20.0)
+    assert "rate" not in error.to_dict()
+    assert pickle.loads(pickle.dumps(error)).rate == error.rate
+    assert judged(429, b"").rate is None
+
+
+def test_an_answer_carries_the_reports_of_its_headers() -> None:
+    headers = {
+        "endpoint-load-metrics": "TEXT kv_cache_usage_perc=0.5",
+        "x-ratelimit-remaining-tokens": "9",
+    }
+    response = WireResponse(200, headers, json.dumps(chat()).encode())
+    answer = parse_completion(response, endpoint=ENDPOINT, chat=True)
+    assert answer.load == Load(0.5)
+    assert answer.rate == RateState(remaining_tokens=9)
+    bare = parsed(chat())
+    assert (bare.load, bare.rate) == (None, None)
+
+
 def test_a_prompts_own_words_are_not_taken_for_the_models_name() -> None:
     assert "ends in /v1" in judged(404, {"detail": "Not Found"}, model="").hint
 
@@ -151,6 +198,7 @@ def test_any_response_becomes_one_error(status: int, body: bytes) -> None:
         ({"retry-after-ms": "soon", "retry-after": "9"}, 9.0),
         ({"retry-after": email.utils.formatdate(NOW + 30, usegmt=True)}, 30.0),
         ({"retry-after": email.utils.formatdate(NOW - 30, usegmt=True)}, 0.0),
+        ({"x-ms-retry-after-ms": "250"}, 0.25),
         ({"retry-after": "soon"}, None),
         ({"retry-after": ""}, None),
         ({"retry-after": "nan"}, None),

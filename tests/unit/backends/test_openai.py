@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scaleinfer.backends import OpenAIBackend
 from scaleinfer.backends import openai as room
+from scaleinfer.backends._request_body import BodyWriter, request_body
 from scaleinfer.backends._wire import Failure, WireError, WireResponse, is_loopback
-from scaleinfer.errors import ConfigError, Permanent, Transient
+from scaleinfer.errors import (
+    AuthError,
+    ConfigError,
+    EndpointError,
+    Permanent,
+    RateLimited,
+    Transient,
+)
 from scaleinfer.requests import Request, Sampling
+from scaleinfer.results import Completion, Load, RateState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +44,7 @@ class ScriptedWire:
     sent: list[tuple[str, dict[str, Any], Mapping[str, str], float | None]]
     opened = closed = 0
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, kind: str) -> None:
         type(self).opened += 1
 
     async def post(
@@ -61,9 +73,9 @@ class ScriptedWire:
         step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if isinstance(step, WireError):
             raise step
-        status, body = step
+        status, body, *headers = step
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return WireResponse(status, {}, data)
+        return WireResponse(status, headers[0] if headers else {}, data)
 
 
 @pytest.fixture
@@ -72,7 +84,7 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> type[ScriptedWire]:
         script: list[Any] = [(200, ANSWER)]  # noqa: RUF012 - one wire class for each test
         sent: list[Any] = []  # noqa: RUF012
 
-    monkeypatch.setattr(room, "AiohttpWire", Wire)
+    monkeypatch.setattr(room, "open_wire", Wire)
     return Wire
 
 
@@ -104,6 +116,74 @@ async def test_a_completion_and_another_model(wire: type[ScriptedWire]) -> None:
     assert url == f"{URL}/completions"
     assert body == {"model": "big", "prompt": "Once"}
     assert "Authorization" not in headers
+
+
+async def test_a_load_report_is_asked_for_and_read(wire: type[ScriptedWire]) -> None:
+    headers = {
+        "endpoint-load-metrics": 'JSON {"named_metrics": {"num_requests_waiting": 2.0}}',
+        "x-ratelimit-remaining-requests": "5",
+    }
+    wire.script[:] = [(200, ANSWER, headers)]
+    async with OpenAIBackend(URL, model="m") as backend:
+        completion = await backend.complete(Request(CHAT))
+    assert completion.load == Load(waiting=2)
+    assert completion.rate == RateState(remaining_requests=5)
+    async with OpenAIBackend(URL, model="m", load_reports=False) as backend:
+        await backend.complete(Request(CHAT))
+    asked = [headers.get("endpoint-load-metrics-format") for _, _, headers, _ in wire.sent]
+    assert asked == ["JSON", None]
+
+
+async def test_query_and_timeout_of_its_own(wire: type[ScriptedWire]) -> None:
+    async with OpenAIBackend(URL, model="m", query={"v": "1 2"}, timeout=5) as backend:
+        for given in (None, 3, 9):
+            await backend.complete(Request(CHAT), timeout=given)
+    assert [timeout for _, _, _, timeout in wire.sent] == [5, 3, 5]
+    assert {url for url, _, _, _ in wire.sent} == {f"{URL}/chat/completions?v=1+2"}
+
+
+async def test_bodies_of_one_kind_after_another(wire: type[ScriptedWire]) -> None:
+    warm, cold = Sampling(temperature=1.0), Sampling(extra={"top_k": 1})
+    requests = [
+        Request(CHAT, sampling=warm),
+        Request(CHAT, sampling=cold),
+        Request(CHAT, sampling=warm, model="other"),
+        Request(CHAT),
+        Request([{"role": "user", "content": {1: 2}}]),
+    ]
+    async with OpenAIBackend(URL, model="m") as backend:
+        for request in requests:
+            await backend.complete(request)
+    assert [body for _, body, _, _ in wire.sent] == [
+        {"model": "m", "messages": CHAT, "temperature": 1.0},
+        {"model": "m", "messages": CHAT, "top_k": 1},
+        {"model": "other", "messages": CHAT, "temperature": 1.0},
+        {"model": "m", "messages": CHAT},
+        {"model": "m", "messages": [{"role": "user", "content": {"1": 2}}]},
+    ]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([None, 0.0, 0.7]),
+            st.sampled_from([None, "a", ["a", "b"]]),
+            st.dictionaries(st.sampled_from(["top_k", "tools", "temperature"]), st.integers(0, 9)),
+            st.sampled_from([None, SCHEMA, FREE]),
+            st.sampled_from([None, "other"]),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_a_written_body_is_the_body(kinds: list[Any]) -> None:
+    writer = BodyWriter()
+    for temperature, stop, extra, schema, model, chat in kinds:
+        sampling = Sampling(temperature=temperature, stop=stop, extra=extra)
+        asked: Any = {"messages": CHAT} if chat else {"prompt": "Once"}
+        request = Request(**asked, sampling=sampling, schema=schema, model=model)
+        assert json.loads(writer.write(request, "m")) == request_body(request, "m")
 
 
 @pytest.mark.parametrize(("schema", "strict"), [(SCHEMA, True), (FREE, False)])
@@ -142,6 +222,209 @@ async def test_another_bad_request_is_no_refusal_of_schemas(wire: type[ScriptedW
             await backend.complete(Request(CHAT, schema=SCHEMA))
     assert backend.json_schema
     assert len(wire.sent) == 1
+
+
+class Turns:
+    """A provider of keys that change with every call."""
+
+    def __init__(self, *keys: Any) -> None:
+        self.keys, self.calls = list(keys), 0
+
+    def __call__(self) -> Any:
+        self.calls += 1
+        key = self.keys.pop(0) if len(self.keys) > 1 else self.keys[0]
+        if isinstance(key, Exception):
+            raise key
+        return key
+
+    async def later(self) -> Any:
+        return self()
+
+
+def keys_sent(wire: type[ScriptedWire]) -> list[str | None]:
+    return [headers.get("Authorization") for _, _, headers, _ in wire.sent]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_key_that_changes_is_asked_for_once_a_second(
+    wire: type[ScriptedWire], asynchronous: bool
+) -> None:
+    turns = Turns("first-key", "second-key", "third-key")
+    provider = turns.later if asynchronous else turns
+    async with OpenAIBackend(URL, model="m", api_key=provider) as backend:
+        await asyncio.gather(*(backend.complete(Request(CHAT)) for _ in range(20)))
+        assert turns.calls == 1
+        # Refused, the key is renewed and the call made once more.
+        wire.script[:] = [(401, b"{}"), (200, ANSWER)]
+        await backend.complete(Request(CHAT))
+        assert turns.calls == 2
+    assert keys_sent(wire) == ["Bearer first-key"] * 21 + ["Bearer second-key"]
+
+
+async def test_a_key_refused_although_it_is_new(wire: type[ScriptedWire]) -> None:
+    refusal = (401, {"error": {"message": "the key only-key-there-is is wrong"}})
+    wire.script[:] = [refusal]
+    turns = Turns("only-key-there-is")
+    async with OpenAIBackend(URL, model="m", api_key=turns) as backend:
+        with pytest.raises(AuthError) as caught:
+            await backend.complete(Request(CHAT))
+    assert caught.value.fatal
+    assert "only-key-there-is" not in str(caught.value)
+    assert len(wire.sent) == 1
+    assert turns.calls == 2
+
+
+async def test_a_provider_that_raises(wire: type[ScriptedWire]) -> None:
+    turns = Turns(RuntimeError("az login first"), "a-later-key")
+    async with OpenAIBackend(URL, model="m", api_key=turns) as backend:
+        with pytest.raises(Transient, match="raised RuntimeError: az login first"):
+            await backend.complete(Request(CHAT))
+        await backend.complete(Request(CHAT))
+    assert keys_sent(wire) == ["Bearer a-later-key"]
+    async with OpenAIBackend(URL, model="m", api_key=Turns(7)) as backend:
+        with pytest.raises(ConfigError, match="must be a string"):
+            await backend.complete(Request(CHAT))
+
+
+def pack_of(n: int, *, texts: str = "abcdefgh", usage: Any = None) -> dict[str, Any]:
+    choices = [{"index": i, "text": texts[i] * (i + 1), "finish_reason": "stop"} for i in range(n)]
+    return {"model": "m", "choices": choices[::-1], "usage": usage}
+
+
+PROMPTS = ["one", "three", "two"]
+USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+
+
+def asking(*prompts: str, **sampling: Any) -> list[Request]:
+    return [Request(prompt=prompt, sampling=Sampling(**sampling)) for prompt in prompts]
+
+
+def answers(outcomes: list[Completion | EndpointError]) -> list[Completion]:
+    return [outcome for outcome in outcomes if isinstance(outcome, Completion)]
+
+
+async def test_prompts_go_together_and_come_back_apart(wire: type[ScriptedWire]) -> None:
+    wire.script[:] = [
+        (200, pack_of(3, usage=USAGE), {"endpoint-load-metrics": "num_requests_waiting=1"})
+    ]
+    async with OpenAIBackend(URL, model="m", packing=16) as backend:
+        outcomes = answers(await backend.complete_many(asking(*PROMPTS, max_tokens=5), timeout=3))
+    ((url, body, _, timeout),) = wire.sent
+    assert url == f"{URL}/completions"
+    assert body == {"model": "m", "prompt": PROMPTS, "max_tokens": 5}
+    assert timeout == 3
+    assert [outcome.text for outcome in outcomes] == ["a", "bb", "ccc"]
+    usages = [outcome.usage for outcome in outcomes]
+    assert sum(usage.prompt_tokens for usage in usages) == 11
+    assert sum(usage.completion_tokens for usage in usages) == 7
+    assert [usage.requests for usage in usages] == [1, 0, 0]
+    assert {outcome.load for outcome in outcomes} == {Load(waiting=1)}
+
+
+async def test_several_choices_of_each_prompt(wire: type[ScriptedWire]) -> None:
+    wire.script[:] = [(200, pack_of(6))]
+    async with OpenAIBackend(URL, model="m", packing=16) as backend:
+        outcomes = answers(await backend.complete_many(asking(*PROMPTS, n=2)))
+    assert [outcome.choices for outcome in outcomes] == [
+        ["a", "bb"],
+        ["ccc", "dddd"],
+        ["eeeee", "ffffff"],
+    ]
+
+
+async def test_a_prompt_without_its_choice_is_that_prompts_fault(wire: type[ScriptedWire]) -> None:
+    body = pack_of(3, usage=USAGE)
+    del body["choices"][1]
+    wire.script[:] = [(200, body)]
+    async with OpenAIBackend(URL, model="m", packing=16) as backend:
+        outcomes = await backend.complete_many(asking(*PROMPTS))
+    assert isinstance(outcomes[1], Transient)
+    assert [outcome.text for outcome in answers(outcomes)] == ["a", "ccc"]
+    assert sum(outcome.usage.prompt_tokens for outcome in answers(outcomes)) == 11
+
+
+async def test_a_pack_refused_for_one_prompt_is_asked_one_by_one(wire: type[ScriptedWire]) -> None:
+    long = (400, {"error": {"message": "too long", "code": "context_length_exceeded"}})
+    one = (200, pack_of(1))
+    wire.script[:] = [long, one, long, one]
+    async with OpenAIBackend(URL, model="m", packing=16) as backend:
+        outcomes = await backend.complete_many(asking(*PROMPTS))
+        assert [type(outcome).__name__ for outcome in outcomes] == [
+            "Completion",
+            "Permanent",
+            "Completion",
+        ]
+        assert [body["prompt"] for _, body, _, _ in wire.sent] == [PROMPTS, *PROMPTS]
+        assert backend.packing == 16
+
+
+async def test_a_prompt_that_is_no_text_fails_alone(wire: type[ScriptedWire]) -> None:
+    wire.script[:] = [(200, pack_of(1))]
+    async with OpenAIBackend(URL, model="m", packing=16) as backend:
+        first, broken, last = await backend.complete_many(asking("one", "\ud800", "two"))
+    assert isinstance(first, Completion)
+    assert isinstance(last, Completion)
+    assert isinstance(broken, Permanent)
+    assert "surrogates" in broken.message
+    assert len(wire.sent) == 2
+    with pytest.raises(ConfigError, match="not open"):
+        await backend.complete_many(asking("one", "two"))
+
+
+async def test_a_server_that_takes_one_prompt_only_is_found_out(wire: type[ScriptedWire]) -> None:
+    wire.script[:] = [(400, {"error": "prompt must be one text"}), (200, pack_of(1))]
+    async with OpenAIBackend(URL, model="m", packing=16) as backend:
+        assert len(answers(await backend.complete_many(asking(*PROMPTS)))) == 3
+        assert backend.packing == 1
+        assert len(answers(await backend.complete_many(asking(*PROMPTS)))) == 3
+    assert len(wire.sent) == 1 + 3 + 3
+
+
+@pytest.mark.parametrize(
+    ("step", "kind"),
+    [
+        ((429, b"", {"retry-after": "3"}), RateLimited),
+        ((500, b""), Transient),
+        ((200, b"{"), Transient),
+        ((200, b'{"choices": null}'), Transient),
+        ((200, b'{"choices": ["a"]}'), Transient),
+        (WireError(Failure.BROKEN, "reset"), Transient),
+    ],
+)
+async def test_what_befalls_a_call_befalls_each_of_its_prompts(
+    wire: type[ScriptedWire], step: Any, kind: type[EndpointError]
+) -> None:
+    wire.script[:] = [step]
+    async with OpenAIBackend(URL, model="m", packing=16) as backend:
+        outcomes = await backend.complete_many(asking(*PROMPTS))
+    assert {type(outcome) for outcome in outcomes} == {kind}
+    assert len({id(outcome) for outcome in outcomes}) == 3
+    assert len(wire.sent) == 1
+
+
+async def test_an_empty_answer_within_a_pack_is_judged_as_any_other(
+    wire: type[ScriptedWire],
+) -> None:
+    body = pack_of(3)
+    body["choices"][0] |= {"text": "", "finish_reason": "length"}
+    body["choices"][1] |= {"text": ""}
+    wire.script[:] = [(200, body)]
+    async with OpenAIBackend(URL, model="m", packing=16) as backend:
+        first, empty, cut = await backend.complete_many(asking(*PROMPTS))
+    assert isinstance(first, Completion)
+    assert isinstance(empty, Completion)
+    assert empty.text == ""
+    assert isinstance(cut, Permanent)
+
+
+async def test_chats_are_asked_side_by_side_whatever_the_packing(wire: type[ScriptedWire]) -> None:
+    wire.script[:] = [(200, ANSWER)]
+    async with OpenAIBackend(URL, model="m", packing=4) as backend:
+        outcomes = await backend.complete_many([Request(CHAT)] * 3)
+    assert [outcome.text for outcome in answers(outcomes)] == ["yes"] * 3
+    assert len(wire.sent) == 3
+    with pytest.raises(ConfigError, match="packing"):
+        OpenAIBackend(URL, packing=0)
 
 
 async def test_the_only_model_is_taken(wire: type[ScriptedWire]) -> None:
@@ -236,6 +519,44 @@ def test_credentials_in_the_address_stay_out_of_the_name() -> None:
     assert "CANARY" not in repr(backend)
     # aiohttp takes one or the other.
     assert "Authorization" not in backend._headers
+
+
+def test_no_key_on_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "from-the-environment")
+    assert "Authorization" in OpenAIBackend(URL)._headers
+    assert "Authorization" not in OpenAIBackend(URL, api_key="")._headers
+    own = OpenAIBackend(URL, headers={"authorization": "Token mine"})
+    assert [v for k, v in own._headers.items() if k.lower() == "authorization"] == ["Token mine"]
+
+
+@pytest.mark.parametrize("url", ["uds:///run/vllm.sock:/v1", "unix:///run/vllm.sock:/v1"])
+def test_a_socket_is_an_address(url: str) -> None:
+    backend = OpenAIBackend(url, model="m")
+    assert backend.endpoint == url
+    assert not backend.priced
+
+
+@pytest.mark.parametrize("url", ["uds://", "uds:///", "uds://host/sock", "uds:///a?b=c"])
+def test_what_is_no_socket(url: str) -> None:
+    with pytest.raises(ConfigError, match="base_url"):
+        OpenAIBackend(url, model="m")
+
+
+async def test_how_many_calls_it_can_hold(wire: type[ScriptedWire]) -> None:
+    backend = OpenAIBackend(URL, model="m")
+    assert backend.most_in_flight is None
+    async with backend:
+        assert backend.most_in_flight is not None
+        assert backend.most_in_flight > 0
+    async with OpenAIBackend(URL, model="m", wire="http2") as backend:
+        assert backend.most_in_flight is None
+
+
+async def test_an_unknown_wire_is_named() -> None:
+    with pytest.raises(ConfigError, match="carrier"):
+        await OpenAIBackend(URL, model="m", wire="carrier").open()  # type: ignore[arg-type] # on purpose
+    status = await OpenAIBackend(URL, model="m", wire="carrier").check()  # type: ignore[arg-type] # on purpose
+    assert not status.ok
 
 
 def test_a_key_read_from_a_file_may_end_in_a_newline() -> None:

@@ -82,8 +82,8 @@ def test_models_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "complaint"),
     [
         ({"backend": "opneai"}, "unknown.*Known: 'local'"),
-        ({"backend": 3}, "must be a Backend or a string"),
-        ({"backend": OpenAIBackend}, "must be a Backend or a string"),
+        ({"backend": 3}, "must be a Backend, an openai client or a string"),
+        ({"backend": OpenAIBackend}, "must be a Backend, an openai client or a string"),
         ({"backend": URL, "base_url": OTHER}, "pass one of them"),
         ({"backend": "local", "base_url": URL}, "has no base_url"),
         ({"base_url": "localhost:8000/v1"}, "no http"),

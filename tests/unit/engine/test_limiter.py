@@ -12,7 +12,7 @@ class Places(RuleBasedStateMachine):
     @initialize(limit=st.integers(1, 5))
     def make(self, limit: int) -> None:
         self.limit = limit
-        self.limiter = Limiter(limit)
+        self.limiter = FixedLimiter(limit)
         self.running = self.peak = 0
 
     @precondition(lambda self: self.limiter.has_room)
@@ -42,4 +42,4 @@ TestPlaces = Places.TestCase
 @pytest.mark.parametrize("limit", [0, -1])
 def test_no_place_at_all(limit: int) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
-        Limiter(limit)
+        FixedLimiter(limit)

@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaleinfer.journal._format import ResultRow, place_checksum, result_digest, row_digest
+from scaleinfer.journal._format import (
+    ResultRow,
+    attempt_digest,
+    place_checksum,
+    result_digest,
+    row_digest,
+    storable,
+)
 from scaleinfer.journal._lock import BEAT_S, STALE_S, Holder, is_held, locked_error
 from scaleinfer.journal._pacing import Pacing
 from scaleinfer.journal._redaction import redact, redact_data
@@ -42,8 +49,8 @@ def test_gathers_while_others_are_out_but_not_for_long() -> None:
 def test_a_slow_disk_gathers_longer_up_to_the_cap() -> None:
     quick, slow = Pacing(), Pacing()
     for _ in range(100):
-        quick.committed(0.0005)
-        slow.committed(0.5)
+        quick.committed(0.0, 0.0005, awaited=0)
+        slow.committed(0.0, 0.5, awaited=0)
     for pacing in (quick, slow):
         pacing.added(10.0, awaited=True)
     assert quick.due(10.0, rows=1, awaited=1, outstanding=9) < slow.due(
@@ -57,9 +64,59 @@ def test_rows_nobody_waits_for_linger() -> None:
     pacing.added(10.0, awaited=False)
     assert pacing.due(10.0, rows=3, awaited=0, outstanding=5) == 10.0 + pacing.linger_s
     assert pacing.due(10.0, rows=pacing.most, awaited=0, outstanding=5) == 10.0
-    pacing.committed(0.001)
+    pacing.committed(10.3, 0.001, awaited=0)
     pacing.added(20.0, awaited=False)
     assert pacing.due(20.0, rows=1, awaited=0, outstanding=5) == 20.0 + pacing.linger_s
+
+
+def _paced(rows_a_second: float, commit_s: float = 0.002) -> Pacing:
+    """Return a pacing that has seen commits every 10 ms at this pace."""
+    pacing = Pacing()
+    for n in range(200):
+        pacing.committed(n * 0.01, commit_s, awaited=max(1, round(rows_a_second * 0.01)))
+    return pacing
+
+
+def test_the_longer_items_take_the_longer_their_rows_gather() -> None:
+    """6,000 rows/s: 10,000 out is 1.7 s an item, 64 is 11 ms, of which 10 ms is a lot."""
+    gathers = []
+    for outstanding in (64, 1000, 10_000):
+        pacing = _paced(6000)
+        pacing.added(10.0, awaited=True)
+        gathers.append(pacing.due(10.0, rows=1, awaited=1, outstanding=outstanding) - 10.0)
+    assert gathers[0] == pytest.approx(0.001)
+    assert gathers[1] == pytest.approx(0.04 * 1000 / 6000, rel=0.01)
+    assert gathers[2] == pytest.approx(Pacing().gather_s)
+
+
+def test_a_pause_is_no_pace() -> None:
+    pacing = _paced(6000)
+    pacing.committed(3600.0, 0.002, awaited=60)
+    pacing.added(4000.0, awaited=True)
+    due = pacing.due(4000.0, rows=1, awaited=1, outstanding=1000)
+    assert due <= 4000.0 + pacing.gather_s
+    for n in range(60):
+        pacing.committed(3600.0 + n * 0.01, 0.002, awaited=60)
+    pacing.added(5000.0, awaited=True)
+    due = pacing.due(5000.0, rows=1, awaited=1, outstanding=64)
+    assert due == pytest.approx(5000.001)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 60), st.floats(0, 5), st.integers(0, 5000)), max_size=50),
+    st.integers(1, 100),
+    st.integers(0, 20_000),
+)
+def test_no_row_waits_longer_than_the_cap(
+    commits: list[tuple[float, float, int]], awaited: int, others: int
+) -> None:
+    pacing, now = Pacing(), 0.0
+    for passed, took, rows in commits:
+        now += passed
+        pacing.committed(now, took, awaited=rows)
+    pacing.added(now, awaited=True)
+    due = pacing.due(now, rows=awaited, awaited=awaited, outstanding=awaited + others)
+    assert now <= due <= now + pacing.gather_s
 
 
 @pytest.mark.parametrize(
@@ -142,6 +199,21 @@ def test_digests_are_the_same_in_every_process() -> None:
     assert _row().digest.hex() == RESULT_DIGEST
     assert _row().place == PLACE
     assert row_digest("attempts", (1, b"ab", 0.5, "é", None)).hex() == ATTEMPT_DIGEST
+
+
+@given(
+    st.integers(0, 9), st.binary(min_size=16, max_size=16), st.floats(allow_nan=False), st.text()
+)
+def test_the_short_way_to_an_attempts_digest_leads_to_the_same(
+    run: int, identity: bytes, seconds: float, error: str
+) -> None:
+    values = (run, identity, 0, 1, "e", seconds, seconds, "ok", None, 1, 2, storable(error))
+    assert attempt_digest(values) == row_digest("attempts", values)
+
+
+def test_text_that_utf8_cannot_hold_is_escaped() -> None:
+    assert storable("na\xefve") == "na\xefve"
+    assert storable("a\ud800b") == "a\\ud800b"
 
 
 RESULT_DIGEST = "56086fa60c01ff8ccea92edeb2ba8436"

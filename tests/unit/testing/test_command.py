@@ -4,8 +4,15 @@ import argparse
 
 import pytest
 
-from scaleinfer.testing import Fault
-from scaleinfer.testing.__main__ import main, parse_fault, parse_latency, parser
+from scaleinfer.testing import Batching, Change, Fault
+from scaleinfer.testing.__main__ import (
+    main,
+    options_of,
+    parse_change,
+    parse_fault,
+    parse_latency,
+    parser,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +44,34 @@ def test_faults_that_do_not_exist(text: str) -> None:
 def test_latency_by_text() -> None:
     assert parse_latency("0.5") == 0.5
     assert parse_latency("0.5,0.1") == (0.5, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [
+        ("at=30,slots=400", Change(at=30, slots=400)),
+        ("at=60,until=90,slowdown=3.5", Change(at=60, until=90, slowdown=3.5)),
+        ("at=1,down=true", Change(at=1, down=True)),
+        ("at=1,down=503", Change(at=1, down="503")),
+        ("down=hang", Change(down="hang")),
+    ],
+)
+def test_changes_by_text(text: str, change: Change) -> None:
+    assert parse_change(text) == change
+
+
+@pytest.mark.parametrize("text", ["slots", "slots=0", "unknown=1", "at=2,until=1", "slots=x"])
+def test_changes_that_do_not_exist(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse_change(text)
+
+
+def test_options_of_the_batch_make_a_batch() -> None:
+    made = options_of(["--slots", "9", "--step", "0.5", "--kv-tokens", "7"])
+    assert made["batching"] == Batching(slots=9, step_s=0.5, kv_tokens=7)
+    assert "slots" not in made
+    plain = options_of(["--slots", "9", "--retry-after", "none"])
+    assert (plain["slots"], plain["retry_after"], "batching" in plain) == (9, None, False)
 
 
 def test_arguments_end_up_where_they_belong() -> None:

@@ -1,0 +1,168 @@
+"""One call to one endpoint: making it, and what it tells the endpoint's state machines."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from scaleinfer.engine._limiter import Outcome
+from scaleinfer.errors import (
+    AuthError,
+    EndpointError,
+    Overloaded,
+    Permanent,
+    RateLimited,
+    Starting,
+    Transient,
+)
+from scaleinfer.results import Attempt, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from scaleinfer.backends._base import Backend
+    from scaleinfer.engine._endpoint import Endpoint
+    from scaleinfer.engine._pool import Want
+    from scaleinfer.requests import Request
+    from scaleinfer.results import Completion
+
+__all__ = ["Call", "ask", "outcome_of", "settle_pack", "settle_place"]
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A call on its way.
+
+    Attributes:
+        request: What is asked.
+        number: Which call of its item this is, from 1.
+        attempted: Told of the call as it ends.
+        endpoint: Number of the endpoint in the pool.
+        began: The monotonic clock as it was sent.
+        started: Unix time then.
+        superseded: True if a second copy answered it; what became of it has been told.
+    """
+
+    request: Request
+    number: int
+    attempted: Callable[[Attempt], None]
+    endpoint: int = -1
+    began: float = 0.0
+    started: float = 0.0
+    superseded: bool = False
+
+    def answered(self, endpoint: str, completion: Completion, took: float) -> None:
+        """Tell of the answer, which took so many seconds."""
+        usage = completion.usage
+        self.attempted(
+            Attempt(
+                self.number,
+                endpoint,
+                self.started,
+                took,
+                "ok",
+                None,
+                usage.prompt_tokens,
+                usage.completion_tokens,
+            )
+        )
+
+    def failed(self, endpoint: str, error: EndpointError) -> None:
+        """Tell of the failure."""
+        took, kind = time.monotonic() - self.began, type(error).__name__
+        self.attempted(
+            Attempt(
+                self.number,
+                endpoint,
+                self.started,
+                took,
+                kind,
+                error.status,
+                error=error.message,
+            )
+        )
+
+
+async def ask(
+    backend: Backend,
+    request: Request,
+    timeout: float | None,  # noqa: ASYNC109 - the wire client keeps it
+) -> Completion:
+    """Have a backend make a call.
+
+    Raises:
+        EndpointError: There was no usable answer.
+    """
+    try:
+        return await backend.complete(request, timeout=timeout)
+    except EndpointError:
+        raise
+    except Exception as error:
+        # A defect in an adapter costs the item, never a run of millions.
+        raise Permanent(
+            f"the {backend.kind} backend raised {type(error).__name__}: {error}",
+            endpoint=backend.endpoint,
+        ) from error
+
+
+def outcome_of(error: EndpointError) -> Outcome:
+    """Return what an error says about the endpoint's load."""
+    if isinstance(error, RateLimited | Overloaded):
+        return Outcome.REJECTED
+    if error.timed_out:
+        return Outcome.TIMEOUT
+    return Outcome.FAILED
+
+
+def settle_place(  # noqa: PLR0917 - all of a call's end
+    endpoint: Endpoint,
+    call: Call,
+    want: Want,
+    ended: float,
+    outcome: Outcome,
+    completion: Completion | None,
+    error: EndpointError | None,
+) -> None:
+    """Tell an endpoint's state machines how a call ended, and give its place back."""
+    if completion is not None:
+        usage = completion.usage
+        endpoint.ended(
+            ended,
+            outcome,
+            began=call.began,
+            reserved_tokens=want.tokens,
+            tokens=usage.completion_tokens,
+            total_tokens=usage.prompt_tokens + usage.completion_tokens,
+            load=completion.load,
+            rate=completion.rate,
+        )
+    else:
+        endpoint.ended(
+            ended,
+            outcome,
+            began=call.began,
+            reserved_tokens=want.tokens,
+            rate=None if error is None else error.rate,
+            retry_after=None if error is None else error.retry_after,
+            broken=isinstance(error, Transient | Starting | AuthError)
+            or (error is not None and error.fatal),
+        )
+
+
+def settle_pack(  # noqa: PLR0917 - all of a call's end
+    endpoint: Endpoint,
+    call: Call,
+    want: Want,
+    outcome: Outcome,
+    answers: Sequence[Completion],
+    error: EndpointError | None,
+) -> None:
+    """Tell an endpoint's state machines how a call for several requests ended."""
+    whole = None
+    if answers:
+        usage = Usage()
+        for answer in answers:
+            usage = usage.plus(answer.usage)
+        whole = replace(answers[0], usage=usage)
+    settle_place(endpoint, call, want, time.monotonic(), outcome, whole, error)

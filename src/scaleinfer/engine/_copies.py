@@ -1,0 +1,189 @@
+"""Second copies of calls that straggle in the tail of a run: the asyncio side of hedging."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from scaleinfer.engine._call import Call, ask, outcome_of, settle_place
+from scaleinfer.engine._limiter import Outcome
+from scaleinfer.engine._pool import Want
+from scaleinfer.errors import EndpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from scaleinfer.backends._base import Backend
+    from scaleinfer.engine._hedging import Hedger
+    from scaleinfer.engine._pool import Pool
+    from scaleinfer.results import Completion
+
+__all__ = ["Copies"]
+
+_LOOK_EVERY = 0.02
+
+
+class _Running:
+    """A call that may get a second copy."""
+
+    __slots__ = ("answer", "call", "cancels", "second", "task", "timeout")
+
+    def __init__(self, call: Call, task: asyncio.Task[object], timeout: float | None) -> None:
+        self.call = call
+        self.task = task
+        self.timeout = timeout
+        self.cancels = task.cancelling()
+        self.second: asyncio.Task[None] | None = None
+        self.answer: Completion | None = None
+
+
+class Copies:
+    """Makes calls, and second copies of those that take far too long.
+
+    The first answer counts. The other call's task is cancelled, which closes its connection, so
+    that the endpoint stops working on it.
+
+    Args:
+        hedger: Decides when a call straggles and how many copies may be sent.
+        pool: The endpoints' state.
+        backends: Their adapters, in the pool's order.
+        remaining: Items left in the run; `None` if that is not known.
+
+    Attributes:
+        sent: Copies that were sent.
+    """
+
+    def __init__(
+        self,
+        hedger: Hedger,
+        pool: Pool,
+        backends: Sequence[Backend],
+        remaining: Callable[[], int | None],
+    ) -> None:
+        self.sent = 0
+        self._hedger = hedger
+        self._pool = pool
+        self._backends = backends
+        self._remaining = remaining
+        self._running: set[_Running] = set()
+        self._seconds: set[asyncio.Task[None]] = set()
+        self._watch: asyncio.Task[None] | None = None
+
+    async def complete(
+        self,
+        call: Call,
+        timeout: float | None,  # noqa: ASYNC109 - the wire client keeps it
+    ) -> Completion:
+        """Make a call; its answer may be that of its second copy.
+
+        Raises:
+            EndpointError: Neither brought a usable answer.
+        """
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._look())
+        task = asyncio.current_task()
+        assert task is not None
+        running = _Running(call, task, timeout)
+        self._running.add(running)
+        self._hedger.started()
+        try:
+            completion = await self._first_answer(running)
+        finally:
+            self._running.discard(running)
+            if running.second is not None:
+                running.second.cancel()
+        took = time.monotonic() - call.began
+        self._hedger.answered(took, completion.usage.completion_tokens)
+        return completion
+
+    async def aclose(self) -> None:
+        """End what is still in flight."""
+        tasks = [*self._seconds, *([] if self._watch is None else [self._watch])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._watch = None
+
+    async def _first_answer(self, running: _Running) -> Completion:
+        call = running.call
+        try:
+            return await ask(self._backends[call.endpoint], call.request, running.timeout)
+        except asyncio.CancelledError:
+            # The copy that answered first cancelled us; so may have somebody else as well.
+            if running.answer is None or running.task.uncancel() > running.cancels:
+                raise
+            call.superseded = True
+            return running.answer
+        except EndpointError:
+            if running.second is None:
+                raise
+            # It may still be answered; only the copy's answer ends this wait by itself.
+            self._running.discard(running)
+            await asyncio.wait({running.second})
+            if running.answer is None:
+                raise
+            call.superseded = True
+            return running.answer
+
+    async def _look(self) -> None:
+        """Look every few milliseconds for calls that straggle."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY)
+            after = self._hedger.hedge_after(self._remaining())
+            if after is None:
+                continue
+            now = time.monotonic()
+            for running in [r for r in self._running if r.second is None]:
+                if now - running.call.began < after:
+                    continue
+                if not self._send(running):
+                    break
+
+    def _send(self, running: _Running) -> bool:
+        """Send a second copy if there is a place for it and the budget allows it."""
+        want = Want(avoid=(running.call.endpoint,))
+        place = self._pool.enter_nowait(want)
+        if place is None:
+            return False
+        if not self._hedger.take(shrinking=self._pool.shrinking):
+            self._pool.unused(place)
+            return False
+        self.sent += 1
+        running.second = asyncio.create_task(self._second(running, want, place))
+        self._seconds.add(running.second)
+        running.second.add_done_callback(self._seconds.discard)
+        return True
+
+    async def _second(self, running: _Running, want: Want, place: int) -> None:
+        first = running.call
+        call = Call(first.request, first.number + 1, first.attempted, place)
+        call.began, call.started = time.monotonic(), time.time()
+        backend = self._backends[place]
+        outcome, completion, error = Outcome.CANCELLED, None, None
+        try:
+            completion = await ask(backend, call.request, running.timeout)
+            outcome = Outcome.OK
+        except EndpointError as failure:
+            error, outcome = failure, outcome_of(failure)
+        finally:
+            settle_place(
+                self._pool.endpoints[place],
+                call,
+                want,
+                time.monotonic(),
+                outcome,
+                completion,
+                error,
+            )
+            self._pool.wake()
+        first.number = call.number
+        if completion is not None:
+            call.answered(backend.endpoint, completion, time.monotonic() - call.began)
+        if error is not None:
+            call.failed(backend.endpoint, error)
+            return
+        running.answer = completion
+        if running in self._running:
+            running.task.cancel()

@@ -1,0 +1,217 @@
+"""A set of endpoints and the queue before them, shared by all engines that use the same set."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from scaleinfer.engine._adaptive import AdaptiveLimiter
+from scaleinfer.engine._endpoint import Endpoint
+from scaleinfer.engine._gate import Gate
+from scaleinfer.engine._limiter import Concurrency, FixedLimiter, Limiter, Outcome
+from scaleinfer.engine._rate_limit import RateLimiter
+from scaleinfer.engine._router import Router
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from scaleinfer.backends._base import Backend
+    from scaleinfer.engine._rate_limit import RateLimit
+
+__all__ = ["ANYWHERE", "Pool", "Want", "pool_of"]
+
+_LOOK_AT_ALL = 32
+
+
+@dataclass(slots=True)
+class Want:
+    """What a call asks of the pool.
+
+    Attributes:
+        tokens: Tokens it will probably use; only rate limits care.
+        affinity: Group of calls that share a prompt prefix.
+        avoid: Endpoints that have just failed it.
+        remaining: Items left in the run, if that is known.
+    """
+
+    tokens: int = 0
+    affinity: int | None = None
+    avoid: tuple[int, ...] = ()
+    remaining: int | None = None
+
+
+ANYWHERE = Want()
+
+
+class Pool:
+    """Endpoints, their router, and those who wait for a place.
+
+    Belongs to one event loop.
+
+    Args:
+        endpoints: The endpoints' state machines.
+        loop: The event loop of those who wait.
+
+    Attributes:
+        endpoints: The same.
+        router: Chooses among them.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint], loop: asyncio.AbstractEventLoop) -> None:
+        self.endpoints = list(endpoints)
+        self.router = Router(self.endpoints)
+        self._gate: Gate[Want, int] = Gate(self._take, has_room=self._has_room)
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._loop = weakref.ref(loop)
+
+    def usable_on(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """True if this loop may use the pool: it is the loop's own, or idle and becomes so."""
+        if self._loop() is loop:
+            return True
+        if self.in_flight or self.queued:
+            return False
+        self._loop, self._timer = weakref.ref(loop), None
+        return True
+
+    @property
+    def limit(self) -> int:
+        """Calls that may be in flight at all endpoints together."""
+        if len(self.endpoints) == 1:
+            return self.endpoints[0].limiter.limit
+        return sum(endpoint.limiter.limit for endpoint in self.endpoints)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that are in flight at all endpoints together."""
+        return sum(endpoint.limiter.in_flight for endpoint in self.endpoints)
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for a place."""
+        return self._gate.waiting
+
+    @property
+    def shrinking(self) -> bool:
+        """True while load has just made a limit smaller."""
+        return any(endpoint.limiter.shrinking for endpoint in self.endpoints)
+
+    def has_other(self, than: set[int]) -> bool:
+        """True if there is an endpoint that is none of these and takes calls."""
+        now = time.monotonic()
+        return any(
+            number not in than and endpoint.breaker.allows(now)
+            for number, endpoint in enumerate(self.endpoints)
+        )
+
+    def enter_nowait(self, want: Want) -> int | None:
+        """Take a place if there is one and nobody waits for it; return the endpoint's number."""
+        return self._gate.enter_nowait(want)
+
+    async def enter(self, want: Want, priority: int) -> int:
+        """Wait for a place and take it; return the endpoint's number."""
+        return await self._gate.enter(want, leave=self.unused, priority=priority)
+
+    def wake(self) -> None:
+        """Give free places to those who wait; to be called when one may have become free."""
+        if self._gate.waiting:
+            self._gate.wake()
+
+    def _has_room(self) -> bool:
+        """Return False if nobody at all could be given a place; cheaper than to ask for each."""
+        endpoints = self.endpoints
+        if len(endpoints) == 1:
+            return endpoints[0].limiter.has_room
+        return len(endpoints) > _LOOK_AT_ALL or any(one.limiter.has_room for one in endpoints)
+
+    def _take(self, want: Want) -> int | None:
+        now = time.monotonic()
+        chosen = self.router.choose(
+            now,
+            affinity=want.affinity,
+            avoid=want.avoid,
+            remaining=want.remaining,
+        )
+        if chosen is None:
+            self._wake_later(now)
+        else:
+            self.endpoints[chosen].started(now, want.tokens)
+        return chosen
+
+    def unused(self, chosen: int) -> None:
+        """Give back a place that was taken and not used."""
+        now = time.monotonic()
+        self.endpoints[chosen].ended(now, Outcome.CANCELLED, began=now)
+        self.wake()
+
+    def _wake_later(self, now: float) -> None:
+        """Come back when time alone will have made room: a rate limit, an open breaker."""
+        at = self.router.wake_at(now)
+        if at is None:
+            return
+        if self._timer is not None:
+            if self._timer_at <= at:
+                return
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, at - now), self._timer_rang)
+
+    def _timer_rang(self) -> None:
+        self._timer = None
+        self.wake()
+
+
+def pool_of(
+    backends: Sequence[Backend],
+    concurrency: int | Concurrency | None,
+    rate_limit: RateLimit | None = None,
+) -> Pool:
+    """Return the pool of these backends on the running loop; the same call, the same pool.
+
+    Maps that are given the same backend objects and the same concurrency share places, queue
+    and what was learned about the endpoints, at the same time and one after the other.
+
+    Args:
+        backends: The adapters.
+        concurrency: A fixed number for each endpoint, bounds, or `None` for the default.
+        rate_limit: For endpoints whose backend names none.
+    """
+    first, *others = backends
+    known = _POOLS.setdefault(first, {})
+    own = id(concurrency) if isinstance(concurrency, Concurrency) else concurrency
+    key = (tuple(map(weakref.ref, others)), own, rate_limit)
+    loop = asyncio.get_running_loop()
+    found = known.get(key)
+    if found is not None and (found.usable_on(loop)):
+        return found
+    pool = known[key] = Pool([_endpoint(b, concurrency, rate_limit) for b in backends], loop)
+    return pool
+
+
+_POOLS: WeakKeyDictionary[Backend, dict[Hashable, Pool]] = WeakKeyDictionary()
+
+
+def _endpoint(
+    backend: Backend, concurrency: int | Concurrency | None, rate_limit: RateLimit | None
+) -> Endpoint:
+    most = backend.most_in_flight
+    limiter: Limiter
+    if isinstance(concurrency, int) or (concurrency is None and not backend.adaptive):
+        wanted = concurrency or backend.concurrency
+        limiter = FixedLimiter(wanted if most is None else min(wanted, most))
+    else:
+        bounds = concurrency or Concurrency()
+        if most is not None and most < bounds.max:
+            bounds.max = max(most, 1)
+        start = bounds.start or backend.concurrency
+        limiter = AdaptiveLimiter(bounds, start=min(max(start, bounds.min), bounds.max))
+    return Endpoint(
+        backend.endpoint,
+        limiter,
+        rate=RateLimiter(backend.rate_limit or rate_limit),
+        weight=backend.weight,
+    )
