@@ -69,7 +69,7 @@ class Answer:
         """Return the answer as the journal keeps it: JSON without nulls."""
         value, error = self.value, self.error
         known: dict[str, Any] = {
-            "usage": self.usage,
+            "usage": tuple(self.usage),
             "attempts": self.attempts,
             "latency_s": round(self.latency_s, 6),
         }

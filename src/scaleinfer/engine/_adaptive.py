@@ -81,7 +81,8 @@ class AdaptiveLimiter(Limiter):
         if outcome is _OK:
             if load is not None:
                 self._rounds.reported(began, load)
-            ceiling.answered(now, began)
+            if ceiling.answered(now, began):
+                knee.limit = min(knee.limit, in_flight + 1.0)
             seen = self._rounds.ended(now, began, tokens or 1)
             if seen is not None:
                 cuts = knee.cuts
@@ -93,23 +94,21 @@ class AdaptiveLimiter(Limiter):
                 self.paused_until = max(self.paused_until, now + retry_after)
             if ceiling.refused(now, began, min(in_flight + 1, self._limit)):
                 self._cuts += 1
-                knee.refused(now)
                 self._shrinking = True
+                knee.refused(now)
                 self._refusal = "cut: refused" if outcome is _REJECTED else "cut: timeouts"
                 self._rounds.reset(now, in_flight, knee.alarm, knee.share)
         bounds = self.concurrency
-        if knee.limit > ceiling.limit:
-            knee.limit = ceiling.limit
         if knee.limit > bounds.max:
             knee.limit = float(bounds.max)
         elif knee.limit < bounds.min:
             knee.limit = float(bounds.min)
-        self._limit = int(knee.limit)
+        self._limit = max(bounds.min, int(min(knee.limit, ceiling.limit)))
 
     def statistics(self) -> LimiterStatistics:
         """Return where the limiter stands."""
         bounds = self.concurrency
-        if self._knee.limit >= 0.9 * self._ceiling.limit:
+        if self._knee.limit >= self._ceiling.limit:
             reason = self._refusal
         elif self._limit >= bounds.max:
             reason = "bounded by max"

@@ -34,7 +34,7 @@ class Ceiling:
         self._good = 0
 
     def refused(self, now: float, began: float, level: int) -> bool:
-        """A call was refused while `level` were in flight; return whether that is a new cut."""
+        """A call was refused while `level` were in flight; return whether the limit fell."""
         if began <= self._cut:
             return False
         back = _BACK_FAST
@@ -42,14 +42,14 @@ class Ceiling:
             self._before, self._burst, back = level, now, _BACK
         # Refused right after a cut, with nothing answered since: still far above.
         self._at = level
-        self.limit = max(1.0, level * back)
         self._cut, self._good = now, 0
-        return True
+        before, self.limit = self.limit, max(1.0, level * back)
+        return self.limit < before
 
-    def answered(self, now: float, began: float) -> None:
-        """A call was answered."""
+    def answered(self, now: float, began: float) -> bool:
+        """A call was answered; return whether that made it forget the ceiling."""
         if began <= self._cut or self._at == math.inf:
-            return
+            return False
         took = now - began
         self._good += 1
         if self._good == 1 and self._cut - self._burst > _OUTAGE * took:
@@ -58,8 +58,10 @@ class Ceiling:
         gap = _BACK * self._at - self.limit
         if gap > 0:
             self.limit += min(2.0, max(gap / self.limit, 0.01), gap)
-            return
+            return False
         calls = max(_CLIMB_CALLS, _CLIMB_S * self.limit / max(took, 1e-3))
         self.limit += self._at * (1 - _BACK) / calls
         if self.limit > _FORGET * self._at + 1:
             self.limit = self._at = math.inf
+            return True
+        return False

@@ -20,6 +20,7 @@ _TROUGH = 0.94
 _YIELD = 0.85
 _QUEUED = 0.6
 _DESCENT = 0.7
+_STEEP = 0.7
 _KV_FULL = 0.95
 _MEMORY_S = 40.0
 _NO_EFFECT = 0.3
@@ -95,13 +96,16 @@ class Knee:
             return
         if seen.peak < _USED * self.limit:
             return
+        while self._points and self._points[-1][0] * 1.05 >= n:
+            # The user's bounds held or lowered it: the newer round counts.
+            self._points.pop()
         factor = 3.0
         if self._points:
             before, then = self._points[-1]
             if seen.early:
                 self._settle(now, seen.place / per_token)
                 return
-            gain = 1 - math.log(per_token / then) / math.log(max(n / before, 1.05))
+            gain = 1 - math.log(per_token / then) / math.log(n / before)
             if gain < _WORTH:
                 self._settle(now, n / per_token)
                 return
@@ -154,7 +158,9 @@ class Knee:
         floors.append((now, fast))
         if self._cut is not None:
             before, then = self._cut
-            if n < (0.5 if shape < 1.3 else 0.75) * before and scaled > then * (n / before) ** (_NO_EFFECT / shape):
+            if n < (0.5 if shape < 1.3 else 0.75) * before and scaled > then * (n / before) ** (
+                _NO_EFFECT / shape
+            ):
                 # Fewer calls, yet hardly faster: it is not our queue, the endpoint is slower.
                 floors.clear()
                 floors.append((now, scaled))
@@ -216,7 +222,11 @@ def _relative_slope(points: list[tuple[float, float]]) -> float:
 
     The lower median of the slopes between neighbours: a queue shows in the last ones only.
     """
-    slopes = sorted((t2 - t1) / (n2 - n1) for (n1, t1), (n2, t2) in pairwise(points))
+    slopes = sorted(
+        (t2 - t1) / (n2 - n1)
+        for (n1, t1), (n2, t2) in pairwise(points)
+        if t2 / t1 < (n2 / n1) ** _STEEP  # steeper is a queue, or an endpoint that thrashes
+    )
     if not slopes:
         return 0.0
     b = max(0.0, slopes[(len(slopes) - 1) // 2])

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from scaleinfer._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from scaleinfer.testing._batching import BatchedRequest, BatchingModel
+    from scaleinfer.testing._batched_request import BatchedRequest
+    from scaleinfer.testing._batching import BatchingModel
     from scaleinfer.testing._batching_settings import Batching
     from scaleinfer.testing._changes import Change
     from scaleinfer.testing._faults import Fault
@@ -41,7 +42,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "BatchedRequest": "_batching",
+        "BatchedRequest": "_batched_request",
         "Batching": "_batching_settings",
         "BatchingModel": "_batching",
         "Change": "_changes",

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from scaleinfer.testing._answers import answer
-from scaleinfer.testing._batching import BatchedRequest, BatchingModel
+from scaleinfer.testing._batching import BatchingModel
 from scaleinfer.testing._job import WAKE_UP
 from scaleinfer.testing._load import Load
 from scaleinfer.testing._prefix import prefix_blocks
@@ -16,6 +16,7 @@ from scaleinfer.testing._view import count_tokens, text_of
 
 if TYPE_CHECKING:
     from scaleinfer.testing._answers import Choice
+    from scaleinfer.testing._batched_request import BatchedRequest
     from scaleinfer.testing._conditions import Conditions
     from scaleinfer.testing._job import Job
     from scaleinfer.testing._responder import Responder

@@ -7,6 +7,14 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from scaleinfer.testing._batched_request import (
+    DECODING,
+    FINISHED,
+    LEFT,
+    PREFILL,
+    WAITING,
+    BatchedRequest,
+)
 from scaleinfer.testing._prefix import PrefixCache
 
 if TYPE_CHECKING:
@@ -14,51 +22,16 @@ if TYPE_CHECKING:
 
     from scaleinfer.testing._batching_settings import Batching
 
-__all__ = ["BatchedRequest", "BatchingModel"]
+__all__ = ["BatchingModel"]
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 
-_WAITING, _PREFILL, _DECODING, _FINISHED, _LEFT = range(5)
 _TOGETHER = 1e-9
 """Seconds that are no time: what is due so much later is due now, whatever the rounding."""
 
 _GARBAGE = 64
 """So many left-over entries are not worth a heap's clean-up."""
-
-
-class BatchedRequest(Generic[T]):
-    """One sequence on its way through a `BatchingModel`.
-
-    Attributes:
-        who: Whatever the caller wants to find again.
-        prompt_tokens: Tokens of its prompt.
-        answer_tokens: Tokens of its answer.
-        cached_tokens: Prompt tokens that came from the prefix cache; known once admitted.
-        arrived: Time of its arrival.
-        admitted: Time at which it got a slot; `None` while it waits.
-        started: Time at which its prompt was computed and decoding began; `None` before.
-        finished: Time of its last token; `None` before.
-    """
-
-    __slots__ = (
-        "admitted", "answer_tokens", "arrived", "blocks", "cached_tokens", "finished",
-        "prompt_tokens", "started", "state", "token_clock", "watched", "who",
-    )  # fmt: skip
-
-    def __init__(self, who: T, prompt_tokens: int, answer_tokens: int, arrived: float) -> None:
-        self.who = who
-        self.prompt_tokens = prompt_tokens
-        self.answer_tokens = answer_tokens
-        self.cached_tokens = 0
-        self.arrived = arrived
-        self.admitted: float | None = None
-        self.started: float | None = None
-        self.finished: float | None = None
-        self.blocks: Sequence[Hashable] = ()
-        self.watched = False
-        self.state = _WAITING
-        self.token_clock = 0.0
 
 
 class BatchingModel(Generic[T]):
@@ -179,16 +152,16 @@ class BatchingModel(Generic[T]):
         """Take a request out, whose client went away; return False if it had its end before."""
         self._run(now)
         state = request.state
-        if state >= _FINISHED:
+        if state >= FINISHED:
             return False
-        request.state = _LEFT
-        if state == _WAITING:
+        request.state = LEFT
+        if state == WAITING:
             self.waiting -= 1
             self._queue = _swept(self._queue, self.waiting)
         else:
-            if state == _PREFILL:
+            if state == PREFILL:
                 self._skip_left_prefills()
-            self._release(request, decoding=state == _DECODING)
+            self._release(request, decoding=state == DECODING)
             self._decode = _swept(self._decode, self.decoding)
         self._admit()
         return True
@@ -252,9 +225,9 @@ class BatchingModel(Generic[T]):
 
     def generated(self, request: BatchedRequest[T]) -> float:
         """Return how many tokens of its answer a request has, a broken part included."""
-        if request.state == _FINISHED:
+        if request.state == FINISHED:
             return float(request.answer_tokens)
-        return self._v - request.token_clock if request.state == _DECODING else 0.0
+        return self._v - request.token_clock if request.state == DECODING else 0.0
 
     def take_started(self) -> list[BatchedRequest[T]]:
         """Return the watched requests that have begun to decode since the last call."""
@@ -267,7 +240,7 @@ class BatchingModel(Generic[T]):
 
     def _next_finish(self) -> float:
         decode = self._decode
-        while decode and decode[0][2].state == _LEFT:
+        while decode and decode[0][2].state == LEFT:
             heapq.heappop(decode)
         if not decode or not self._rate:
             return math.inf
@@ -320,7 +293,7 @@ class BatchingModel(Generic[T]):
         queue = self._queue
         while queue and self.running < self.slots:
             request = queue[0][2]
-            if request.state == _LEFT:
+            if request.state == LEFT:
                 heapq.heappop(queue)
                 continue
             tokens = request.prompt_tokens + request.answer_tokens
@@ -349,7 +322,7 @@ class BatchingModel(Generic[T]):
         if self.settings.prefill_tokens_per_s is None:
             self._start(request)
             return
-        request.state = _PREFILL
+        request.state = PREFILL
         self._prefill.append(request)
         if len(self._prefill) == 1:
             self._prefill_end = self._prefill_clock + self._prefill_seconds(request)
@@ -363,14 +336,14 @@ class BatchingModel(Generic[T]):
     def _skip_left_prefills(self, *, fresh: bool = False) -> None:
         """Let the first one that is still there be computed, if it was not before (`fresh`)."""
         queue = self._prefill
-        while queue and queue[0].state == _LEFT:
+        while queue and queue[0].state == LEFT:
             queue.popleft()
             fresh = True
         if fresh and queue:
             self._prefill_end = self._prefill_clock + self._prefill_seconds(queue[0])
 
     def _start(self, request: BatchedRequest[T]) -> None:
-        request.state = _DECODING
+        request.state = DECODING
         request.started = self._now
         request.token_clock = self._v
         self.decoding += 1
@@ -387,9 +360,9 @@ class BatchingModel(Generic[T]):
         decode = self._decode
         while decode and decode[0][0] <= self._v:
             request = heapq.heappop(decode)[2]
-            if request.state == _LEFT:
+            if request.state == LEFT:
                 continue
-            request.state = _FINISHED
+            request.state = FINISHED
             request.finished = self._now
             self.finished_requests += 1
             self.finished_tokens += request.answer_tokens
@@ -414,6 +387,6 @@ def _swept(
     """Return a heap without those that left, once they are the most of it."""
     if len(heap) <= 2 * living + _GARBAGE:
         return heap
-    kept = [entry for entry in heap if entry[2].state != _LEFT]
+    kept = [entry for entry in heap if entry[2].state != LEFT]
     heapq.heapify(kept)
     return kept

@@ -9,6 +9,7 @@ from collections import Counter
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Literal
 
+from scaleinfer.testing._names import Names
 from scaleinfer.testing._record import Entry, RequestRecord
 from scaleinfer.testing._seconds import PerSecond
 
@@ -25,24 +26,6 @@ _ROW = Struct("=IIdddHHIIIHIHB")
 _END = Struct("=ddHHIII")
 _END_AT = Struct("=IId").size
 _FLAGS_AT = _ROW.size - 1
-
-
-class _Names:
-    """Numbers for values that repeat: each is kept once."""
-
-    __slots__ = ("numbers", "values")
-
-    def __init__(self, values: list[Any] | None = None) -> None:
-        self.values: list[Any] = values if values is not None else []
-        self.numbers: dict[Any, int] = {value: i for i, value in enumerate(self.values)}
-
-    def number(self, value: Any) -> int:
-        number = self.numbers.get(value)
-        if number is None:
-            number = len(self.values)
-            self.values.append(value)
-            self.numbers[value] = number
-        return number
 
 
 class Ledger:
@@ -71,16 +54,16 @@ class Ledger:
         self._faults: Counter[str] = Counter()
         self._last_finish = 0.0
         self._first_arrival = 0.0
-        self._prompts = _Names()
+        self._prompts = Names()
         self._asked = array("I")
         self._answers = array("I")
         self._rows = bytearray()
-        self._fault_names = _Names([""])
-        self._models = _Names()
-        self._headers = _Names()
+        self._fault_names = Names([""])
+        self._models = Names()
+        self._headers = Names()
         self._packed: dict[int, tuple[int, ...]] = {}
         self._bodies: dict[int, bytes] = {}
-        self._clients = _Names([""])
+        self._clients = Names([""])
         self._seconds = PerSecond()
         self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
 
@@ -383,20 +366,20 @@ class Ledger:
         ledger.peak_in_flight = data["peak_in_flight"]
         ledger._first_arrival, ledger._last_finish = data["times"]
         ledger.prompt_tokens, ledger.completion_tokens, ledger.cached_tokens = data["tokens"]
-        ledger._clients = _Names(data["clients"])
+        ledger._clients = Names(data["clients"])
         ledger._seconds = PerSecond.from_dict(data["seconds"])
         ledger._statuses = Counter(dict(data["statuses"]))
         ledger._faults = Counter(data["faults"])
         ledger.other_paths = Counter(data["other_paths"])
         ledger.unknown_fields = Counter(data["unknown_fields"])
-        ledger._prompts = _Names(data["prompts"])
+        ledger._prompts = Names(data["prompts"])
         ledger._asked = array("I", data["asked"])
         ledger._answers = array("I", data["answers"])
         ledger._rows = bytearray(b64decode(data["rows"]))
-        ledger._fault_names = _Names(data["fault_names"])
-        ledger._models = _Names(data["models"])
+        ledger._fault_names = Names(data["fault_names"])
+        ledger._models = Names(data["models"])
         # JSON has no tuples, and lists cannot be looked up.
-        ledger._headers = _Names([tuple(map(tuple, headers)) for headers in data["headers"]])
+        ledger._headers = Names([tuple(map(tuple, headers)) for headers in data["headers"]])
         ledger._packed = {row: tuple(prompts) for row, prompts in data["packed"]}
         ledger._bodies = {row: body.encode() for row, body in data["bodies"]}
         return ledger
