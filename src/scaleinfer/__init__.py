@@ -15,7 +15,7 @@ from scaleinfer._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scaleinfer.backends import Backend, LocalBackend, OpenAIBackend
-    from scaleinfer.engine import Retry
+    from scaleinfer.engine import Concurrency, RateLimit, Retry
     from scaleinfer.errors import (
         AuthError,
         BudgetExceeded,
@@ -44,6 +44,7 @@ __all__ = [
     "AuthError",
     "Backend",
     "BudgetExceeded",
+    "Concurrency",
     "ConfigError",
     "EndpointError",
     "JournalError",
@@ -54,6 +55,7 @@ __all__ = [
     "Permanent",
     "Prompt",
     "PromptError",
+    "RateLimit",
     "RateLimited",
     "Result",
     "Retry",
@@ -76,5 +78,6 @@ __getattr__, __dir__ = lazy_exports(
     | dict.fromkeys(("Backend", "LocalBackend", "OpenAIBackend"), "backends")
     | dict.fromkeys(("MapResult", "map_sync", "parallel_map", "stream_map"), "mapping")
     | dict.fromkeys(("Result", "Usage"), "results")
-    | {"Prompt": "prompts", "Retry": "engine", "Sampling": "requests"},
+    | dict.fromkeys(("Concurrency", "RateLimit", "Retry"), "engine")
+    | {"Prompt": "prompts", "Sampling": "requests"},
 )
