@@ -109,7 +109,9 @@ class Run:
         self._most_lanes = 0
         self._taken = 0
         self._spare = 0
+        self._idle = False
         self._window: Window[Result] = Window(0, ordered=ordered)
+        engine.on_wait = self.grow
         self._room: Gate[None, bool] = Gate(self._reserve, has_room=lambda: self._window.has_room)
         self._tasks: set[asyncio.Task[None]] = set()
         self._recording: set[asyncio.Task[Any] | None] = set()
@@ -150,7 +152,7 @@ class Run:
         engine = self._engine
         limit = engine.lanes
         # As many as there are places: a lane that comes back finds the one it has just left.
-        wanted = limit + self._spare + min(engine.waiting, limit)
+        wanted = limit + self._spare + min(engine.waiting, limit + _SPARE_LANES)
         self._window.size = 3 * wanted + self._intake.ahead + _SPARE_LANES
         total = self._source.total
         if total is not None:
@@ -168,11 +170,12 @@ class Run:
     def tick(self) -> None:
         """Look whether places stay empty because lanes wait for something else."""
         engine = self._engine
-        limit = engine.lanes
-        if engine.queued > self._spare // 2:
-            self._spare -= self._spare // 8
-        elif engine.in_flight < engine.limit * 15 // 16 and len(self._tasks) >= limit:
-            self._spare = min(limit + _SPARE_LANES, self._spare + 1 + limit // 8)
+        idle = engine.in_flight < engine.limit * 15 // 16 and not engine.queued
+        if self._spare and engine.queued:
+            self._spare -= max(1, self._spare // 8)
+        elif idle and self._idle and len(self._tasks) >= engine.lanes:
+            self._spare = min(engine.lanes + _SPARE_LANES, self._spare + 1 + engine.lanes // 8)
+        self._idle = idle
         self.grow()
 
     def stop(self, reason: str, cause: ScaleInferError | None = None) -> None:

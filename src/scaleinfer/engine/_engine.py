@@ -95,6 +95,7 @@ class Engine:
         waits: Where the time went.
         remaining: Items without a result yet; `None` if that is not known.
         unasked: Items that nobody works on yet; `None` if that is not known.
+        on_wait: Called when a request begins to wait for its next try.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Engine:
         self.waits = Waits()
         self.remaining: int | None = None
         self.unasked: int | None = None
+        self.on_wait: Callable[[], None] | None = None
         self.calls = 0
         self._backends = list(backends)
         self._pool = pool
@@ -327,6 +329,8 @@ class Engine:
 
     async def _wait(self, seconds: float) -> None:
         self._waiting += 1
+        if self.on_wait is not None:
+            self.on_wait()
         try:
             await asyncio.sleep(seconds)
         finally:

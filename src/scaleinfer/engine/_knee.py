@@ -21,6 +21,8 @@ _YIELD = 0.85
 _QUEUED = 0.6
 _DESCENT = 0.7
 _STEEP = 0.7
+_FEWER, _MUCH_FEWER, _SLOPED = 0.75, 0.5, 1.3
+_SECOND, _SAME = 2, 0.02
 _KV_FULL = 0.95
 _MEMORY_S = 40.0
 _NO_EFFECT = 0.3
@@ -85,6 +87,9 @@ class Knee:
 
     def _grow(self, now: float, seen: Round) -> None:
         n, per_token = seen.in_flight, seen.per_token
+        while self._points and self._points[-1][0] * 1.05 >= n:
+            # The user's bounds held or lowered it: the newer round counts.
+            self._points.pop()
         if seen.queued is not None and (self._crowded(seen) or seen.kv_cache > _KV_FULL):
             self._points.append((n, per_token))
             self._settle(now, (n - seen.queued) / per_token)
@@ -96,9 +101,6 @@ class Knee:
             return
         if seen.peak < _USED * self.limit:
             return
-        while self._points and self._points[-1][0] * 1.05 >= n:
-            # The user's bounds held or lowered it: the newer round counts.
-            self._points.pop()
         factor = 3.0
         if self._points:
             before, then = self._points[-1]
@@ -148,22 +150,7 @@ class Knee:
             floors.append((now, per_token / shape))
             self.limit = max(1.0, _DESCENT * n)
             return
-        while floors and floors[0][0] < now - _MEMORY_S:
-            floors.popleft()
-        # Two rounds in a row must be that fast: a round can catch calls that came in a wave.
-        scaled = per_token / shape
-        fast, self._scaled = max(scaled, self._scaled), scaled
-        while floors and floors[-1][1] >= fast:
-            floors.pop()
-        floors.append((now, fast))
-        if self._cut is not None:
-            before, then = self._cut
-            if n < (0.5 if shape < 1.3 else 0.75) * before and scaled > then * (n / before) ** (
-                _NO_EFFECT / shape
-            ):
-                # Fewer calls, yet hardly faster: it is not our queue, the endpoint is slower.
-                floors.clear()
-                floors.append((now, scaled))
+        scaled = self._remember(now, n, per_token, shape)
         floor = floors[0][1]
         unqueued = floor * shape
         allowed = max(1.0, _QUEUE * math.sqrt(n))
@@ -180,18 +167,8 @@ class Knee:
             if seen.kv_cache > _KV_FULL:
                 queued = max(queued, 1.1 * allowed)
         if queued > allowed:
-            # One noisy round must not cost much; the next one, if it agrees, cuts deeper.
-            self._series += 1
-            if self._series == 2:
-                self._cut = (n, scaled)
-            least = n * (_SHALLOW if self._series == 1 else _DEEP)
             knee = n - queued if rest > 0 else min(n, self._knee(floor, n / per_token))
-            # Less room than last time: somebody else wants it too. Give way.
-            yielding = knee < self._found * (1 - max(0.02, 0.5 * allowed / n))
-            self._found = knee
-            self.limit = max(1.0, least, (_YIELD if yielding else _TROUGH) * knee)
-            self.cuts += 1
-            self._quiet = 0
+            self._cut_back(n, scaled, knee, 0.5 * allowed / n)
             self.reason = "at the knee" if seen.queued is None else "load report"
             return
         self._series, self._cut = 0, None
@@ -202,6 +179,40 @@ class Knee:
         self._quiet = self._quiet + 1 if queued < 0.3 * allowed else 0
         step = _STEP * math.sqrt(n) * 2 ** max(0, self._quiet - 2)
         self.limit += max(0.5, min(step, 0.5 * n))
+
+    def _cut_back(self, n: float, scaled: float, knee: float, noise: float) -> None:
+        """More wait than is needed to keep the endpoint busy: go just below the knee."""
+        # One noisy round must not cost much; the next one, if it agrees, cuts deeper.
+        least = n * (_DEEP if self._series else _SHALLOW)
+        self._series += 1
+        if self._series == _SECOND:
+            self._cut = (n, scaled)
+        # Less room than last time: somebody else wants it too. Give way.
+        yielding = knee < self._found * (1 - max(_SAME, noise))
+        self._found = knee
+        self.limit = max(1.0, least, (_YIELD if yielding else _TROUGH) * knee)
+        self.cuts += 1
+        self._quiet = 0
+
+    def _remember(self, now: float, n: float, per_token: float, shape: float) -> float:
+        """Keep the least time per token of late, scaled to one call in flight; return this one."""
+        floors = self._floors
+        while floors and floors[0][0] < now - _MEMORY_S:
+            floors.popleft()
+        # Two rounds in a row must be that fast: a round can catch calls that came in a wave.
+        scaled = per_token / shape
+        fast, self._scaled = max(scaled, self._scaled), scaled
+        while floors and floors[-1][1] >= fast:
+            floors.pop()
+        floors.append((now, fast))
+        if self._cut is not None:
+            before, then = self._cut
+            fewer = n < (_MUCH_FEWER if shape < _SLOPED else _FEWER) * before
+            if fewer and scaled > then * (n / before) ** (_NO_EFFECT / shape):
+                # Fewer calls, yet hardly faster: it is not our queue, the endpoint is slower.
+                floors.clear()
+                floors.append((now, scaled))
+        return scaled
 
     def _rest(self, now: float, seen: Round) -> tuple[float, float]:
         """Seconds per token that calls wait, as the lengths of answers tell; its relative doubt."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["SHARE_GROWING", "Round", "Rounds"]
 
 _BLOCK = 8
+_INSTANT = 1e-6
 SHARE_GROWING = 0.65
 
 
@@ -106,7 +107,7 @@ class Rounds:
 
     def ended(self, now: float, began: float, tokens: int) -> Round | None:
         """A call was answered; return the round if that completes it."""
-        took = now - began
+        took = max(now - began, _INSTANT)
         self._times.add(tokens, took)
         if began < self._since:
             return None

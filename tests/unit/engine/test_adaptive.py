@@ -4,16 +4,17 @@ import math
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.unit.engine.endpoint_model import (
     BatchServer,
+    Call,
     Client,
     RateLimited,
     Simulation,
     SlotServer,
     jain,
 )
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from scaleinfer.engine import Concurrency, FixedLimiter, Limiter, Outcome
 from scaleinfer.engine._adaptive import AdaptiveLimiter
@@ -151,7 +152,7 @@ def test_a_full_endpoint_gets_less(load: Load) -> None:
 
 def test_recovers_from_an_outage() -> None:
     class Outage(SlotServer):
-        def submit(self, call) -> None:  # type: ignore[no-untyped-def]  # as the class above
+        def submit(self, call: Call) -> None:
             if 60 <= self.simulation.now < 120:
                 call.outcome = Outcome.REJECTED
                 call.client.answer(call)
@@ -282,7 +283,7 @@ class Bounded(RuleBasedStateMachine):
         ),
         retry_after=st.none() | st.floats(0, 60),
     )
-    def end(
+    def end(  # noqa: PLR0917 - Hypothesis passes them by name
         self,
         calls: int,
         outcome: Outcome,
