@@ -156,9 +156,7 @@ class Run:
         self._window.size = 3 * wanted + self._intake.ahead + _SPARE_LANES
         total = self._source.total
         if total is not None:
-            wanted = max(
-                1, min(wanted, total - self._intake.pulled + self._intake.ahead + len(self._tasks))
-            )
+            wanted = max(1, min(wanted, total - self._taken + len(self._tasks)))
         self._most_lanes = wanted + wanted // 4
         for _ in range(wanted - len(self._tasks)):
             task = asyncio.create_task(self._lane())
