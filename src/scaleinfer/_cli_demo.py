@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 from pydantic import BaseModel, Field
 
 from scaleinfer._cli_map import write_results
+from scaleinfer._loop import run
 from scaleinfer.data import read_items
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def run_demo(*, limit: int | None, out: str, **options: Any) -> int:
     """Map the demo's items, show the answers, and return the exit code."""
     results: list[Result] = []
     with as_file(files("scaleinfer") / "_demo.jsonl") as path:
-        code = asyncio.run(
+        code = run(
             write_results(
                 read_items(path),
                 _PROMPT,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import click
 
 from scaleinfer._cli_exit import FAILED
+from scaleinfer._loop import run
 from scaleinfer.backends import resolve_backend
 
 __all__ = ["show_endpoints"]
@@ -21,7 +20,7 @@ def show_endpoints(backend: str | None, base_url: str | None, model: str | None)
     click.echo(f"backend   {adapter.kind} ({resolved.reason})")
     click.echo(f"endpoint  {adapter.endpoint}")
     click.echo(f"model     {adapter.model or 'the only one the endpoint offers'}")
-    status = asyncio.run(adapter.check())
+    status = run(adapter.check())
     click.echo(f"answers   {'yes' if status.ok else 'no'}: {status.detail}")
     if status.models:
         more = len(status.models) - _MOST_MODELS

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import runpy
 import sys
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import orjson
 
 from scaleinfer._cli_exit import FAILED, STOPPED
+from scaleinfer._loop import run
+from scaleinfer.backends.openai import OpenAIBackend
 from scaleinfer.data import END, open_writer, read_items, result_row, source
-from scaleinfer.engine import Retry
+from scaleinfer.engine import Concurrency, RateLimit, Retry
 from scaleinfer.errors import ConfigError, ScaleInferError
 from scaleinfer.mapping import stream_map
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
+    from scaleinfer.backends import Backend
     from scaleinfer.data import Source
     from scaleinfer.results import Result
 
@@ -43,7 +45,12 @@ def run_map(
     limit: int | None,
     attempts: int | None,
     timeout: float | None,
+    deadline: float | None,
     concurrency: int | None,
+    max_concurrency: int | None,
+    requests_per_minute: float | None,
+    tokens_per_minute: float | None,
+    base_url: tuple[str, ...],
     **options: Any,
 ) -> int:
     """Map a file and return the exit code."""
@@ -60,7 +67,18 @@ def run_map(
         retry = replace(retry, attempts=attempts)
     if timeout is not None:
         retry = replace(retry, timeout=timeout)
-    return asyncio.run(
+    if deadline is not None:
+        retry = replace(retry, deadline=deadline)
+    if concurrency is not None and max_concurrency is not None:
+        raise click.UsageError("Give --concurrency or --max-concurrency, not both.")
+    rate_limit = None
+    if requests_per_minute is not None or tokens_per_minute is not None:
+        rate_limit = RateLimit(requests_per_minute, tokens_per_minute)
+    if len(base_url) > 1:
+        options["backend"] = _several(options["backend"], base_url, options.pop("model"))
+    elif base_url:
+        options["base_url"] = base_url[0]
+    return run(
         write_results(
             read_items(input_, format=format_),
             template,
@@ -70,10 +88,23 @@ def run_map(
             schema=None if schema is None else load_schema(schema),
             sampling=sampling,
             retry=retry,
-            concurrency=concurrency or "auto",
+            concurrency=_concurrency(concurrency, max_concurrency),
+            rate_limit=rate_limit,
             **options,
         )
     )
+
+
+def _concurrency(fixed: int | None, most: int | None) -> int | Concurrency | Literal["auto"]:
+    if most is not None:
+        return Concurrency(max=most)
+    return "auto" if fixed is None else fixed
+
+
+def _several(backend: str | None, urls: tuple[str, ...], model: str | None) -> list[Backend]:
+    if backend not in {None, "openai"}:
+        raise click.UsageError("Several --base-url need servers that speak OpenAI's protocol.")
+    return [OpenAIBackend(url, model=model) for url in urls]
 
 
 async def write_results(

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from scaleinfer._loop import run
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from types import FrameType
@@ -54,9 +56,9 @@ def run_in_thread(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="scaleinfer-map")
     try:
-        # asyncio.run in this thread may have taken Ctrl-C for a loop that does not turn now.
+        # Another loop in this thread may have taken Ctrl-C for a loop that does not turn now.
         with _handler():
-            return pool.submit(context.run, lambda: asyncio.run(main())).result()
+            return pool.submit(context.run, lambda: run(main())).result()
     except KeyboardInterrupt:
         for loop, task in running:
             if task is not None and not loop.is_closed():

@@ -173,6 +173,7 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
         if options.chosen[0].by_default:
             progress.note(f"Using the embedded model: {options.chosen[0].reason}.")
         backends, unreachable = await _open_backends(options, progress, stack)
+        _say_what_caps(backends, options.concurrency, progress)
         renderer.model = backends[0].model
         journal = None if unreachable else await _open_journal(options, backends[0])
         session = Session(options, backends, items, renderer, journal, progress, in_order=in_order)
@@ -227,6 +228,21 @@ async def _open_backend(backend: Backend, retry: Retry, progress: Progress) -> N
                 raise
             progress.note(f"{type(error).__name__}: {error}", kind=type(error).__name__)
         await asyncio.sleep(decision.seconds)
+
+
+def _say_what_caps(
+    backends: list[Backend], concurrency: int | Concurrency | None, progress: Progress
+) -> None:
+    """Tell the user if this process cannot hold as many connections as were asked for."""
+    wanted = concurrency.max if isinstance(concurrency, Concurrency) else concurrency
+    for backend in backends:
+        most = backend.most_in_flight
+        if most is not None and wanted is not None and most < wanted:
+            progress.note(
+                f"At most {most:,} calls in flight to {backend.endpoint}, not {wanted:,}: this "
+                "process may not open more files. Raise the hard limit (ulimit -Hn).",
+                kind="files",
+            )
 
 
 async def _open_journal(options: Options, backend: Backend) -> Journal | None:

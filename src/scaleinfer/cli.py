@@ -60,7 +60,13 @@ def _backend_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--schema", help="Pydantic model of the answer, as module:Class.")
 @click.option("--system", help="System message.")
-@_backend_options
+@click.option("--model", help="Model to ask; default the server's only one.")
+@click.option(
+    "--base-url",
+    multiple=True,
+    help="An OpenAI-compatible server, /v1 included; several share the work.",
+)
+@click.option("--backend", help="local, local:PATH.gguf, openai, or a URL.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Cap on each answer.")
 @click.option("--temperature", type=click.FloatRange(min=0), help="0 is greedy.")
 @click.option("--top-p", type=click.FloatRange(0, 1))
@@ -68,11 +74,23 @@ def _backend_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--concurrency",
     type=click.IntRange(min=1),
-    help="Calls in flight; default the backend's figure.",
+    help="Calls in flight at each server; default: what it is fastest with.",
 )
+@click.option(
+    "--max-concurrency",
+    type=click.IntRange(min=1),
+    help="Bound of the search for that number.",
+)
+@click.option("--requests-per-minute", type=click.FloatRange(min=0, min_open=True))
+@click.option("--tokens-per-minute", type=click.FloatRange(min=0, min_open=True))
 @click.option("--attempts", type=click.IntRange(min=1), help="Calls for one item at most.")
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for one call."
+)
+@click.option(
+    "--deadline",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds for one item, retries and waits included.",
 )
 @click.option("--id", "id_field", help="Field that names an item; default id, else its index.")
 @click.option(

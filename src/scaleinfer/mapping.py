@@ -6,6 +6,7 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
 
+from scaleinfer._loop import run
 from scaleinfer._session import Options, opened
 from scaleinfer.map_result import MapResult, RunStats
 
@@ -177,7 +178,7 @@ def map_sync(
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(parallel_map(**arguments))
+        return run(parallel_map(**arguments))
     from scaleinfer._interrupt import run_in_thread
 
     return run_in_thread(lambda: parallel_map(**arguments))

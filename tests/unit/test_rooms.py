@@ -23,6 +23,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "_identity",
         "_intake",
         "_interrupt",
+        "_loop",
         "_manifest",
         "_run",
         "_session",
