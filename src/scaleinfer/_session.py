@@ -296,6 +296,8 @@ class Session:
         self._progress = progress
         self._began = time.monotonic()
         self._interrupted = False
+        self._by_endpoint = {backend.endpoint: backend for backend in backends}
+        self._cost: float | None = None
         self._engine = Engine(
             backends,
             pool=pool_of(backends, options.concurrency, options.rate_limit),
@@ -377,6 +379,9 @@ class Session:
         cut = self.run.counts.cut
         if cut:
             line += f"; {cut:,} cut off at max_tokens"
+        time_went = self._vitals.shares(time.monotonic() - self._began)
+        if time_went.ours:
+            line += f"; held back by {time_went.held_back_by}"
         if self._options.journal is not None:
             line += f"; journal {self._options.journal}"
         return line
@@ -399,7 +404,7 @@ class Session:
             retries=engine.retry.retries,
             elapsed_s=elapsed,
             usage=counts.usage,
-            cost_usd=cost_usd(self._backend, self._backend.model, counts.usage),
+            cost_usd=self._cost,
             endpoint=self._backend.endpoint,
             model=self._backend.model,
             journal=None if self._options.journal is None else os.fspath(self._options.journal),
@@ -450,7 +455,10 @@ class Session:
             watch.cancel()
 
     def _finish(self, result: Result) -> None:
-        result.cost_usd = cost_usd(self._backend, result.model, result.usage)
+        backend = self._by_endpoint.get(result.endpoint or "", self._backend)
+        result.cost_usd = cost_usd(backend, result.model, result.usage)
+        if result.cost_usd is not None and not result.resumed:
+            self._cost = (self._cost or 0.0) + result.cost_usd
         if result.error is None:
             return
         if self._options.on_error == "raise":

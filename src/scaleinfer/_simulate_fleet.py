@@ -148,7 +148,7 @@ class Fleet:
         seed: int,
     ) -> None:
         chance = random.Random(f"{seed} fleet")
-        draw_start, draw_slowness = drawn(start_s, f"{seed} start"), drawn((1.0, speed_cv), "speed")
+        draw_start, draw_slowness = drawn(start_s, f"{seed} start"), drawn((1.0, speed_cv), f"{seed} speed")
         self._leases = leases
         self._begins = [draw_start() for _ in range(workers)]
         self._workers = [

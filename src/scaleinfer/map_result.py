@@ -54,6 +54,11 @@ class TimeShares:
     worst_loop_lag_s: float = 0.0
     held_back_by: str = ""
 
+    @property
+    def ours(self) -> bool:
+        """True if something on our own side held the run back, not the endpoint."""
+        return self.held_back_by not in {"", "the endpoint"}
+
     def with_verdict(self, held_back_by: str) -> TimeShares:
         """Return the same with a verdict."""
         return replace(self, held_back_by=held_back_by)
@@ -275,6 +280,7 @@ class MapResult(Sequence[Result]):
             cost_usd=self.cost_usd,
             stopped=stats.stopped or None,
             name=stats.name or "",
+            held_back_by=stats.time.held_back_by if stats.time.ours else "",
             journal=stats.journal,
         )
 

@@ -19,7 +19,6 @@ from importlib import import_module
 from typing import Any, TypeAlias
 
 import orjson
-
 from tests.benchmarks._measure import cpu_seconds, raise_file_limit
 
 One: TypeAlias = Callable[[int], Awaitable[str]]
@@ -155,8 +154,13 @@ async def mapped(url: str, wide: int, *, journal: bool) -> AsyncIterator[Ask]:
 async def openai(url: str, wide: int, *, over_aiohttp: bool) -> AsyncIterator[Ask]:
     from openai import AsyncOpenAI, DefaultAioHttpClient
 
-    http = {"http_client": DefaultAioHttpClient()} if over_aiohttp else {}
-    client: Any = AsyncOpenAI(base_url=url, api_key="any", max_retries=0, timeout=600, **http)
+    client: Any = AsyncOpenAI(
+        base_url=url,
+        api_key="any",
+        max_retries=0,
+        timeout=600,
+        http_client=DefaultAioHttpClient() if over_aiohttp else None,
+    )
     async with client:
 
         async def one(number: int) -> str:

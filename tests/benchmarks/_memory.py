@@ -14,10 +14,11 @@ import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tests.benchmarks._measure import cpu_seconds, raise_file_limit, rss_mb
+
 from scaleinfer import Backend, OpenAIBackend, stream_map
 from scaleinfer.backends import EndpointStatus
 from scaleinfer.results import Completion, Usage
-from tests.benchmarks._measure import cpu_seconds, raise_file_limit, rss_mb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +44,7 @@ class Memory(Backend):
         self._calls += 1
         await asyncio.sleep(0.02 if self._calls % 100 == 0 else 0)
         assert request.messages is not None
-        return Completion("echo: " + str(request.messages[0]["content"]), Usage(20, 20))
+        return Completion("echo: " + str(request.messages[0]["content"]), "stop", Usage(20, 20))
 
     async def check(self) -> EndpointStatus:
         return EndpointStatus(self.endpoint, ok=True, detail="in memory")

@@ -14,8 +14,9 @@ import time
 from contextlib import aclosing, suppress
 from typing import Any
 
-from scaleinfer import OpenAIBackend, stream_map
 from tests.benchmarks._measure import cpu_seconds, raise_file_limit
+
+from scaleinfer import OpenAIBackend, stream_map
 
 FILLER = "x" * 70
 

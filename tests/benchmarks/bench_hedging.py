@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from contextlib import aclosing
 from typing import Any
 
-from scaleinfer import OpenAIBackend, stream_map
-from scaleinfer.engine import Dispatch
 from tests.benchmarks._load import heavy_tailed
 from tests.benchmarks._measure import (
     alone,
@@ -25,6 +22,9 @@ from tests.benchmarks._measure import (
     table,
     verdict,
 )
+
+from scaleinfer import OpenAIBackend, stream_map
+from scaleinfer.engine import Dispatch
 
 
 async def client(url: str, items: int, salt: int, *, hedging: bool) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scaleinfer.testing import Batching, Change
 from tests.benchmarks._load import MEAN_TOKENS, varied
 from tests.benchmarks._measure import (
     alone,
@@ -24,6 +23,8 @@ from tests.benchmarks._measure import (
     table,
     verdict,
 )
+
+from scaleinfer.testing import Batching, Change
 
 if TYPE_CHECKING:
     from scaleinfer.testing import Ledger

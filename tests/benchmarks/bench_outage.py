@@ -6,13 +6,10 @@ counted by the client, because a refused connection reaches no server; throughpu
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from typing import Any
 
-from scaleinfer import OpenAIBackend, parallel_map
-from scaleinfer.testing import Batching, Change
 from tests.benchmarks._load import MEAN_TOKENS, varied
 from tests.benchmarks._measure import (
     alone,
@@ -25,6 +22,9 @@ from tests.benchmarks._measure import (
     table,
     verdict,
 )
+
+from scaleinfer import OpenAIBackend, parallel_map
+from scaleinfer.testing import Batching, Change
 
 SLOTS, STEP = 64, 0.01
 RATE = SLOTS / STEP / MEAN_TOKENS
@@ -52,7 +52,7 @@ async def client(url: str, items: int, journal: str) -> dict[str, Any]:
     }
 
 
-def measured(down: str, options: argparse.Namespace) -> dict[str, Any]:
+def measured(down: str, options: Any) -> dict[str, Any]:
     began, outage, whole = (seconds * options.scale for seconds in (120.0, 60.0, 300.0))
     # A dead endpoint is known by its refusals, a hanging one only by its timeouts.
     change = Change(at=began, until=began + outage, down=down)  # type: ignore[arg-type] # from the command line

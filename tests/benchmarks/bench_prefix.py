@@ -6,15 +6,11 @@ hit rate is the share of prompt tokens that the server took from its cache, by i
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from contextlib import ExitStack
 from typing import Any
 
-from scaleinfer import OpenAIBackend, parallel_map
-from scaleinfer.engine import Dispatch
-from scaleinfer.testing import Batching
 from tests.benchmarks._load import varied
 from tests.benchmarks._measure import (
     alone,
@@ -27,6 +23,10 @@ from tests.benchmarks._measure import (
     table,
     verdict,
 )
+
+from scaleinfer import OpenAIBackend, parallel_map
+from scaleinfer.engine import Dispatch
+from scaleinfer.testing import Batching
 
 QUESTIONS, PAPER_TOKENS = 5, 500
 ORDERS = ("defaults", "sorted offline", "as it arrives")

@@ -5,14 +5,10 @@ The ideal is all items over the sum of the endpoints' rates (slots / step time /
 
 from __future__ import annotations
 
-import argparse
 import json
 from contextlib import ExitStack
 from typing import Any
 
-from scaleinfer import OpenAIBackend, parallel_map
-from scaleinfer.engine import Dispatch
-from scaleinfer.testing import Batching
 from tests.benchmarks._load import MEAN_TOKENS, varied
 from tests.benchmarks._measure import (
     alone,
@@ -25,6 +21,10 @@ from tests.benchmarks._measure import (
     table,
     verdict,
 )
+
+from scaleinfer import OpenAIBackend, parallel_map
+from scaleinfer.engine import Dispatch
+from scaleinfer.testing import Batching
 
 SLOTS, STEP, SLOWER, ENDPOINTS = 16, 0.005, 20, 8
 FILLER = "x" * 70

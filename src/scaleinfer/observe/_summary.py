@@ -44,6 +44,7 @@ class ResultSummary:
         stopped: Why the map ended early; `None` if it did not.
         name: The map's name; empty if it has none.
         journal: The journal's path; `None` if the map had none.
+        held_back_by: What on our own side kept the map from being faster; empty if nothing did.
     """
 
     total: int
@@ -56,6 +57,7 @@ class ResultSummary:
     stopped: str | None = None
     name: str = ""
     journal: str | None = None
+    held_back_by: str = ""
 
 
 @dataclass(slots=True)
@@ -94,6 +96,8 @@ def headline(summary: ResultSummary) -> list[str]:
         parts.append(tokens)
     if s.cost_usd is not None:
         parts.append(money(s.cost_usd))
+    if s.held_back_by:
+        parts.append(f"held back by {s.held_back_by}")
     return parts
 
 
