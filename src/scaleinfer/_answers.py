@@ -5,6 +5,7 @@ Also the answer as the journal keeps it, and back.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,13 @@ from scaleinfer.errors import EndpointError, ScaleInferError, SchemaError, error
 from scaleinfer.results import Result, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from scaleinfer.engine import Engine
+    from scaleinfer.journal import Claim, Journal
     from scaleinfer.prompts import Question
     from scaleinfer.results import Attempt, Completion
     from scaleinfer.structured import AnswerSchema
 
-__all__ = ["Answer", "ask", "joint_result", "single_result"]
+__all__ = ["Answer", "Keeper", "ask", "joint_result", "single_result"]
 
 
 _NO_USAGE = Usage()
@@ -134,8 +134,7 @@ async def ask(
     question: Question,
     *,
     repairs: int,
-    attempted: Callable[[Attempt], None] | None,
-    record: Callable[[Answer], Awaitable[None]] | None,
+    keeper: Keeper | None = None,
     affinity: int | None = None,
 ) -> Answer:
     """Ask a question until the answer is valid or given up; errors are in the answer.
@@ -144,13 +143,12 @@ async def ask(
         engine: Makes the calls.
         question: What to ask.
         repairs: How often a bad answer is shown to the model again.
-        attempted: Told of every call as it ends.
-        record: Given the answer, valid or not, and awaited. A valid one is recorded while its
-            call still holds its place at the endpoint, so that no more calls are unrecorded
-            than may be in flight.
+        keeper: Records calls and answer. A valid answer is recorded while its call still holds
+            its place at the endpoint, so that no more calls are unrecorded than may be in
+            flight.
         affinity: Group of questions that share a prompt prefix.
     """
-    asking = _Asking(question.schema, attempted, record)
+    asking = _Asking(question.schema, keeper)
     answer = asking.answer
     try:
         try:
@@ -164,26 +162,60 @@ async def ask(
             await _repair(engine, question, asking, repairs, error)
     except (EndpointError, SchemaError) as error:
         answer.error = error
-        if record is not None:
-            await record(answer)
+        if keeper is not None:
+            await keeper.keep(answer)
     return answer
+
+
+class Keeper:
+    """Records one question's calls and its answer.
+
+    Args:
+        journal: Where.
+        claim: The question's place there.
+        recording: Tasks that must not be cancelled now; ours is added while it records.
+    """
+
+    __slots__ = ("_claim", "_journal", "_recording")
+
+    def __init__(
+        self, journal: Journal, claim: Claim, recording: set[asyncio.Task[Any] | None]
+    ) -> None:
+        self._journal = journal
+        self._claim = claim
+        self._recording = recording
+
+    def attempted(self, attempt: Attempt) -> None:
+        """Record a call that has ended."""
+        self._journal.attempt(self._claim, attempt)
+
+    async def keep(self, answer: Answer) -> None:
+        """Record the answer, and return when it is on disk.
+
+        Raises:
+            JournalError: It could not be written.
+        """
+        task = asyncio.current_task()
+        self._recording.add(task)
+        try:
+            await self._journal.recorded(self._claim, answer.to_payload(), ok=answer.error is None)
+        finally:
+            self._recording.discard(task)
+
+    def release(self) -> None:
+        """Give up: the question was not answered."""
+        self._journal.release(self._claim)
 
 
 class _Asking:
     """A question while it is being asked."""
 
-    __slots__ = ("_attempted", "_began", "_record", "_schema", "answer")
+    __slots__ = ("_began", "_keeper", "_schema", "answer")
 
-    def __init__(
-        self,
-        schema: AnswerSchema | None,
-        attempted: Callable[[Attempt], None] | None,
-        record: Callable[[Answer], Awaitable[None]] | None,
-    ) -> None:
+    def __init__(self, schema: AnswerSchema | None, keeper: Keeper | None) -> None:
         self.answer = Answer()
         self._schema = schema
-        self._attempted = attempted
-        self._record = record
+        self._keeper = keeper
         self._began = 0.0
 
     def count(self, attempt: Attempt) -> None:
@@ -194,8 +226,8 @@ class _Asking:
         answer.attempts += 1
         answer.latency_s = now - self._began
         answer.endpoint = attempt.endpoint
-        if self._attempted is not None:
-            self._attempted(attempt)
+        if self._keeper is not None:
+            self._keeper.attempted(attempt)
 
     async def settle(self, completion: Completion) -> None:
         """Take an answer over and have it recorded.
@@ -209,8 +241,8 @@ class _Asking:
             answer.value = completion.text
         else:
             answer.value = schema.parse(completion.text)
-        if self._record is not None:
-            await self._record(answer)
+        if self._keeper is not None:
+            await self._keeper.keep(answer)
 
 
 async def _repair(

@@ -64,7 +64,9 @@ class Intake:
         pulled: Items pulled from the source.
         ended: True if there are no more items to take.
         raised: What the input raised.
-        input_s: Seconds the input held the event loop.
+        input_s: Seconds the input held the event loop; of one that is waited for (an async
+            iterator, a pipe), seconds during which somebody waited.
+        prompt_s: Seconds waited for an async `prompt_fn`, summed over items.
     """
 
     def __init__(self, source: Source, renderer: Renderer, *, window: int = 0) -> None:
@@ -72,6 +74,9 @@ class Intake:
         self.ended = False
         self.raised: Exception | None = None
         self.input_s = 0.0
+        self.prompt_s = 0.0
+        self._waiting = 0
+        self._waiting_since = 0.0
         self._source = source
         self._renderer = renderer
         self._drained = False
@@ -110,10 +115,17 @@ class Intake:
         """Wait for the next item; `None` if there is none any more."""
         if self._source.nowait or self._drained:
             return self.take_nowait()
+        if not self._waiting:
+            self._waiting_since = time.monotonic()
+        self._waiting += 1
         try:
             item = await self._source.next()
         except Exception as error:
             item = self._failed(error)
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self.input_s += time.monotonic() - self._waiting_since
         if item is END:
             self._drained = self.ended = True
             return None
@@ -126,7 +138,11 @@ class Intake:
             PromptError: It could not be rendered.
         """
         assert work.pending is not None
-        return await self._renderer.finish(work.pending)
+        began = time.monotonic()
+        try:
+            return await self._renderer.finish(work.pending)
+        finally:
+            self.prompt_s += time.monotonic() - began
 
     def left(self) -> Iterator[Work]:
         """Take everything that was pulled and not handed out."""
@@ -173,25 +189,32 @@ class Intake:
         assert orderer is not None
         if self._drained or orderer.full:
             return
-        until = time.monotonic() + (_STEP_S if self._sampled else _FIRST_S)
-        most = _STEP if self._sampled else self._window
-        pulled: list[tuple[str, Work]] = []
-        while most > 0 and len(orderer) + len(pulled) < self._window:
+        if self._sampled:
+            self._pull_ahead(orderer, _STEP, _STEP_S)
+            return
+        self._sampled = True
+        sample: list[tuple[str, Work]] = []
+        while len(sample) < min(_SAMPLE, self._window):
             work = self._pull_nowait()
             if work is None:
                 break
-            pulled.append((_text(work), work))
-            most -= 1
-            if time.monotonic() > until:
-                break
-        if not self._sampled:
-            self._sampled = True
-            if ordering_gain([text for text, _ in pulled[:_SAMPLE]]) < _WORTH_IT:
-                self._orderer = None
-                self._queue.extend(work for _, work in pulled)
-                return
-        for text, work in pulled:
+            sample.append((_text(work), work))
+        if ordering_gain([text for text, _ in sample]) < _WORTH_IT:
+            self._orderer = None
+            self._queue.extend(work for _, work in sample)
+            return
+        for text, work in sample:
             orderer.add(text, work)
+        self._pull_ahead(orderer, self._window, _FIRST_S)
+
+    def _pull_ahead(self, orderer: Orderer[Work], most: int, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while most > 0 and not orderer.full and time.monotonic() < until:
+            work = self._pull_nowait()
+            if work is None:
+                return
+            orderer.add(_text(work), work)
+            most -= 1
 
     @staticmethod
     def _pop(orderer: Orderer[Work]) -> Work | None:

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scaleinfer._answers import Answer, ask, joint_result, single_result
+from scaleinfer._answers import Answer, Keeper, ask, joint_result, single_result
 from scaleinfer._identity import identity_of, item_key
 from scaleinfer.data import END
 from scaleinfer.engine import Gate, Window
@@ -27,7 +27,7 @@ from scaleinfer.errors import (
 from scaleinfer.results import Result, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from scaleinfer._intake import Intake, Work
     from scaleinfer.data import Source
@@ -282,6 +282,11 @@ class Run:
         if len(questions) == 1 and "" in questions:
             answer = await self._answer(work, key, own, "", questions[""])
             return single_result(index, key, item, answer)
+        return await self._joint(work, key, own, questions)
+
+    async def _joint(
+        self, work: Work, key: str, own: str | None, questions: Mapping[str, Question]
+    ) -> Result:
         names = list(questions)
         async with asyncio.TaskGroup() as group:
             asked = [
@@ -289,71 +294,35 @@ class Run:
                 for name in names
             ]
         answers = {name: task.result() for name, task in zip(names, asked, strict=True)}
-        return joint_result(index, key, item, answers)
+        return joint_result(work.index, key, work.item, answers)
 
     async def _answer(
         self, work: Work, key: str, own: str | None, name: str, question: Question
     ) -> Answer:
-        if self._journal is None:
-            answer = await ask(
-                self._engine,
-                question,
-                repairs=self._repairs,
-                attempted=None,
-                record=None,
-                affinity=work.affinity,
-            )
-        else:
-            answer = await self._journaled(self._journal, work, key, own, name, question)
-        if answer.error is not None:
-            answer.error.index, answer.error.key = work.index, key
-        if not answer.resumed:
-            counts = self.counts
-            counts.usage = counts.usage.plus(answer.usage)
-            cause = self._engine.authority.cause
-            if cause is not None and not self.stopped:
-                # Not from within this lane's own task: it has an answer to hand over first.
-                asyncio.get_running_loop().call_soon(self.stop, cause.message, cause)
-        return answer
-
-    async def _journaled(  # noqa: PLR0917 - the inside of `_answer`
-        self,
-        journal: Journal,
-        work: Work,
-        key: str,
-        own: str | None,
-        name: str,
-        question: Question,
-    ) -> Answer:
-        identity = identity_of(own, question.request)
-        claim = journal.claim_nowait(identity, key=key, question=name, index=work.index)
-        if claim is None:
-            claim = await journal.claim(identity, key=key, question=name, index=work.index)
-        if claim.stored is not None:
-            try:
-                return Answer.from_payload(claim.stored, question.schema)
-            except SchemaError:
-                pass  # the schema's validators have changed: ask again
+        journal, keeper = self._journal, None
+        if journal is not None:
+            identity = identity_of(own, question.request)
+            claim = journal.claim_nowait(identity, key=key, question=name, index=work.index)
+            if claim is None:
+                claim = await journal.claim(identity, key=key, question=name, index=work.index)
+            stored = _stored_answer(claim, question)
+            if stored is not None:
+                return _placed(stored, work, key)
+            keeper = Keeper(journal, claim, self._recording)
         try:
-            return await ask(
-                self._engine,
-                question,
-                repairs=self._repairs,
-                attempted=lambda attempt: journal.attempt(claim, attempt),
-                record=lambda answer: self._record(journal, claim, answer),
-                affinity=work.affinity,
+            answer = await ask(
+                self._engine, question, repairs=self._repairs, keeper=keeper, affinity=work.affinity
             )
         except asyncio.CancelledError:
-            journal.release(claim)
+            if keeper is not None:
+                keeper.release()
             raise
-
-    async def _record(self, journal: Journal, claim: Claim, answer: Answer) -> None:
-        task = asyncio.current_task()
-        self._recording.add(task)
-        try:
-            await journal.recorded(claim, answer.to_payload(), ok=answer.error is None)
-        finally:
-            self._recording.discard(task)
+        self.counts.usage = self.counts.usage.plus(answer.usage)
+        cause = self._engine.authority.cause
+        if cause is not None and not self.stopped:
+            # Not from within this lane's own task: it has an answer to hand over first.
+            asyncio.get_running_loop().call_soon(self.stop, cause.message, cause)
+        return _placed(answer, work, key)
 
     def _count(self, result: Result) -> None:
         counts = self.counts
@@ -365,6 +334,22 @@ class Run:
         else:
             counts.failed += 1
             self.last_error = result.error
+
+
+def _stored_answer(claim: Claim, question: Question) -> Answer | None:
+    """Return the answer that the journal has; `None` if it must be asked."""
+    if claim.stored is None:
+        return None
+    try:
+        return Answer.from_payload(claim.stored, question.schema)
+    except SchemaError:
+        return None  # the schema's validators have changed
+
+
+def _placed(answer: Answer, work: Work, key: str) -> Answer:
+    if answer.error is not None:
+        answer.error.index, answer.error.key = work.index, key
+    return answer
 
 
 def _own_key(key: Callable[[Any], Any], item: Any) -> str:

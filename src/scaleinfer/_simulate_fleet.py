@@ -21,22 +21,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Fleet", "FleetTrace", "Leases", "Pace"]
 
-_LEAST_SHARE = 16
-"""Leases shrink towards the end, but not below this fraction of a full one: every message
-costs the coordinator the same."""
-
 
 @dataclass(frozen=True, slots=True)
 class Leases:
     """How a fleet's workers come by their items.
 
     Attributes:
-        items: Items in a lease, fewer towards the end.
+        items: Items in a full lease; they shrink towards the end, to half of what is left
+            over all workers.
+        least: Items in the smallest one, but for the very last.
         overhead_s: Seconds of the coordinator's core for one lease.
         exchange_s: Seconds that a question and its answer are on their way.
     """
 
     items: int
+    least: int
     overhead_s: float
     exchange_s: float
 
@@ -148,7 +147,10 @@ class Fleet:
         seed: int,
     ) -> None:
         chance = random.Random(f"{seed} fleet")
-        draw_start, draw_slowness = drawn(start_s, f"{seed} start"), drawn((1.0, speed_cv), f"{seed} speed")
+        draw_start, draw_slowness = (
+            drawn(start_s, f"{seed} start"),
+            drawn((1.0, speed_cv), f"{seed} speed"),
+        )
         self._leases = leases
         self._begins = [draw_start() for _ in range(workers)]
         self._workers = [
@@ -163,7 +165,7 @@ class Fleet:
         way = leases.exchange_s / 2
         asking = [(begin + way, number) for number, begin in enumerate(self._begins)]
         heapq.heapify(asking)
-        least, free, left = max(1, leases.items // _LEAST_SHARE), 0.0, items
+        free, left = 0.0, items
         spans: list[tuple[float, float, int]] = []
         ends = [0.0] * len(workers)
         dry = first = 0.0
@@ -176,7 +178,7 @@ class Fleet:
             if not left:
                 ends[number] = self._finished(worker, got)
                 continue
-            size = min(leases.items, max(least, left // (2 * len(workers))), left)
+            size = min(leases.items, max(leases.least, left // (2 * len(workers))), left)
             if left == items:
                 first = got
             left -= size

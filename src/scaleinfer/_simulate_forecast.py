@@ -24,7 +24,7 @@ class EndpointForecast:
         limit_reason: Why, as the limiter says.
         running: Mean number of sequences in its batch in the steady part.
         slots: Its slots.
-        seconds_per_call: Recent mean time of a call, at the end.
+        seconds_per_call: Mean time of a call in the steady part.
     """
 
     name: str

@@ -6,59 +6,33 @@ are those of `scaleinfer.testing`. The process itself is one core that does one 
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import math
 import random
 from array import array
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from scaleinfer._simulate_settings import Spread, drawn, mean_of
-from scaleinfer.backends import Backend
-from scaleinfer.engine import GiveUp, Outcome, RetryAuthority, Router, WaitFor, pool_of
-from scaleinfer.errors import Permanent, Transient
+from scaleinfer._simulate_endpoints import capped, engine_endpoints
+from scaleinfer._simulate_settings import drawn, mean_of
+from scaleinfer.engine import GiveUp, Outcome, RetryAuthority, Router
+from scaleinfer.errors import Transient
 from scaleinfer.results import Load
 from scaleinfer.testing import BatchingModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from scaleinfer._simulate_settings import EndpointModel
-    from scaleinfer.backends import EndpointStatus
-    from scaleinfer.engine import Concurrency, Endpoint, EndpointStatistics, Retry
+    from scaleinfer._simulate_settings import EndpointModel, Workload
+    from scaleinfer.engine import Endpoint, EndpointStatistics, WaitFor
     from scaleinfer.engine._retry import Track
-    from scaleinfer.requests import Request
-    from scaleinfer.results import Completion
 
-__all__ = ["Moment", "Process", "Trace", "Workload"]
+__all__ = ["Moment", "Process", "Trace"]
 
 _AT_ONCE = 1e-9
 _LOOP_TICK = 0.001
 _STEADY_FROM = 0.4
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What one process is given to do.
-
-    Attributes:
-        prompt_tokens: Tokens of a prompt.
-        answer_tokens: Tokens of an answer.
-        concurrency: As for `parallel_map`; `None` is "auto".
-        client_s: Seconds of the process's core for one call.
-        retry: The rules for trying again.
-        known_end: True if the number of items is known, so that the router plans for the end.
-    """
-
-    prompt_tokens: Spread
-    answer_tokens: Spread
-    concurrency: int | Concurrency | None
-    client_s: float
-    retry: Retry
-    known_end: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +45,7 @@ class Moment:
         busy_s: Seconds the process's core has worked.
         running_s: Sequence seconds that each endpoint has run.
         calls: Calls that each endpoint has answered.
+        call_s: Seconds that these took, summed.
         prompt_tokens: Prompt tokens that each endpoint has answered.
         answer_tokens: Completion tokens of these answers.
     """
@@ -80,6 +55,7 @@ class Moment:
     busy_s: float
     running_s: tuple[float, ...]
     calls: tuple[int, ...]
+    call_s: tuple[float, ...]
     prompt_tokens: tuple[int, ...]
     answer_tokens: tuple[int, ...]
 
@@ -148,6 +124,7 @@ class _Server:
     batch: BatchingModel[_Call]
     due: float = math.inf
     calls: int = 0
+    call_s: float = 0.0
     prompt_tokens: int = 0
     answer_tokens: int = 0
     rated: bool = field(init=False)
@@ -216,7 +193,7 @@ class Process:
             self._dry or end,
             end,
             self._router.statistics(),
-            [_capped(endpoint, self._work.concurrency) for endpoint in self._endpoints],
+            [capped(endpoint, self._work.concurrency) for endpoint in self._endpoints],
             sum(server.prompt_tokens for server in self._servers),
             sum(server.answer_tokens for server in self._servers),
             self._failed,
@@ -295,6 +272,7 @@ class Process:
             )
             server = self._servers[call.place]
             server.calls += 1
+            server.call_s += now - call.began
             server.prompt_tokens += call.prompt
             server.answer_tokens += call.answer
             self._authority.succeeded()
@@ -385,44 +363,7 @@ class Process:
             self._busy,
             tuple(server.batch.running_seconds for server in self._servers),
             tuple(server.calls for server in self._servers),
+            tuple(server.call_s for server in self._servers),
             tuple(server.prompt_tokens for server in self._servers),
             tuple(server.answer_tokens for server in self._servers),
         )
-
-
-def _capped(endpoint: Endpoint, concurrency: int | Concurrency | None) -> bool:
-    if concurrency is None:
-        return endpoint.limiter.statistics().reason == "bounded by max"
-    return isinstance(concurrency, int) or endpoint.limiter.limit >= concurrency.max
-
-
-class _StandIn(Backend):
-    """What the engine makes an endpoint's state from; it is never asked."""
-
-    kind = "simulated"
-    _NEVER: ClassVar = "a simulated endpoint takes no calls"
-
-    def __init__(self, model: EndpointModel, number: int) -> None:
-        self.endpoint = model.name or f"endpoint {number + 1}"
-        self.weight = model.weight
-        self.rate_limit = model.rate_limit
-
-    async def complete(self, request: Request, *, timeout: float | None = None) -> Completion:
-        raise Permanent(self._NEVER, endpoint=self.endpoint)
-
-    async def check(self) -> EndpointStatus:
-        raise Permanent(self._NEVER, endpoint=self.endpoint)
-
-
-def engine_endpoints(
-    models: Sequence[EndpointModel], concurrency: int | Concurrency | None
-) -> list[Endpoint]:
-    """Return the engine's state of each endpoint, made as a map makes it."""
-    backends = [_StandIn(model, number) for number, model in enumerate(models)]
-
-    async def made() -> list[Endpoint]:
-        return pool_of(backends, concurrency).endpoints
-
-    # A pool needs a running loop, and this thread's own may be a notebook's.
-    with ThreadPoolExecutor(1) as executor:
-        return executor.submit(asyncio.run, made()).result()

@@ -13,9 +13,9 @@ from scaleinfer.testing import Batching
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scaleinfer.engine import RateLimit
+    from scaleinfer.engine import Concurrency, RateLimit, Retry
 
-__all__ = ["EndpointModel", "Price", "Spread", "check_spread", "drawn", "mean_of"]
+__all__ = ["EndpointModel", "Price", "Spread", "Workload", "check_spread", "drawn", "mean_of"]
 
 Spread: TypeAlias = float | tuple[float, float]
 """A number that is always the same, or `(mean, cv)`: log-normal, with that mean and coefficient
@@ -80,6 +80,27 @@ class Price:
         for name in ("prompt", "answer", "node_hour"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"Price.{name} must not be negative: {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What one process is given to do.
+
+    Attributes:
+        prompt_tokens: Tokens of a prompt.
+        answer_tokens: Tokens of an answer.
+        concurrency: As for `parallel_map`; `None` is "auto".
+        client_s: Seconds of the process's core for one call.
+        retry: The rules for trying again.
+        known_end: True if the number of items is known, so that the router plans for the end.
+    """
+
+    prompt_tokens: Spread
+    answer_tokens: Spread
+    concurrency: int | Concurrency | None
+    client_s: float
+    retry: Retry
+    known_end: bool = True
 
 
 def mean_of(spread: Spread) -> float:

@@ -46,8 +46,8 @@ def steady_part(trace: Trace, models: Sequence[EndpointModel]) -> Steady:
     """Return the means over the steady part; over all of it if that is too short to have one."""
     start, end = trace.begin, trace.dry
     if end.done - start.done < _LEAST_SHARE * trace.end.done or end.at <= start.at:
-        nothing = (0,) * len(models)
-        start = Moment(0.0, 0, 0.0, (0.0,) * len(models), nothing, nothing, nothing)
+        none, no_time = (0,) * len(models), (0.0,) * len(models)
+        start = Moment(0.0, 0, 0.0, no_time, none, no_time, none, none)
         end = trace.end
     seconds = end.at - start.at
     rate = (end.done - start.done) / seconds
@@ -62,22 +62,25 @@ def steady_part(trace: Trace, models: Sequence[EndpointModel]) -> Steady:
         if shares:
             use[name] = min(fmean(shares), 1.0)
     use["client"] = min((end.busy_s - start.busy_s) / seconds, 1.0)
-    return Steady(rate, max(start.at - start.done / rate, 0.0), use, tuple(found), any(trace.capped))
+    return Steady(
+        rate, max(start.at - start.done / rate, 0.0), use, tuple(found), any(trace.capped)
+    )
 
 
 def _endpoint(
     trace: Trace, model: EndpointModel, number: int, start: Moment, end: Moment
 ) -> EndpointForecast:
     statistics, seconds = trace.endpoints[number], end.at - start.at
+    calls = end.calls[number] - start.calls[number]
     return EndpointForecast(
         statistics.name,
         trace.end.calls[number],
-        (end.calls[number] - start.calls[number]) / seconds,
+        calls / seconds,
         statistics.limiter.limit,
         statistics.limiter.reason,
         (end.running_s[number] - start.running_s[number]) / seconds,
         model.server.slots,
-        statistics.seconds_per_call or 0.0,
+        (end.call_s[number] - start.call_s[number]) / max(calls, 1),
     )
 
 
@@ -96,7 +99,9 @@ def _prefill_shares(
     models: Sequence[EndpointModel], start: Moment, end: Moment, seconds: float
 ) -> list[float]:
     return [
-        (end.prompt_tokens[i] - start.prompt_tokens[i]) / seconds / model.server.prefill_tokens_per_s
+        (end.prompt_tokens[i] - start.prompt_tokens[i])
+        / seconds
+        / model.server.prefill_tokens_per_s
         for i, model in enumerate(models)
         if model.server.prefill_tokens_per_s is not None
     ]

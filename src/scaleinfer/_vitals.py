@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from scaleinfer._intake import Intake
     from scaleinfer.backends import Backend
-    from scaleinfer.engine import Engine
+    from scaleinfer.engine import EndpointStatistics, Engine
 
 __all__ = ["Vitals", "verdict"]
 
@@ -22,6 +22,8 @@ _TOO_SHORT_S = 0.5
 _BUSY = 0.85
 _LARGE = 0.2
 _HALF = 0.5
+_OF_ITS_OWN = ("at the knee", "load report", "cut: refused", "cut: timeouts")
+"""Reasons for a limit that are the endpoint's: more calls in flight would not be faster."""
 
 
 class Vitals:
@@ -37,7 +39,7 @@ class Vitals:
         self._engine = engine
         self._intake = intake
         self._backends = backends
-        self._pool_wait_before = self._pool_wait()
+        self._connecting_before = self._connecting = self._pool_wait()
         self._lag = 0.0
         self._worst = 0.0
         self._looks = 0
@@ -49,6 +51,8 @@ class Vitals:
         while True:
             began, busy = time.monotonic(), time.thread_time()
             await asyncio.sleep(_EVERY_S)
+            # A backend that is closed has forgotten it.
+            self._connecting = max(self._connecting, self._pool_wait())
             took = time.monotonic() - began
             lag = max(0.0, took - _EVERY_S)
             self._looks += 1
@@ -60,7 +64,8 @@ class Vitals:
     def shares(self, elapsed: float) -> TimeShares:
         """Return where the time of a run that took `elapsed` seconds went."""
         waits = self._engine.waits
-        pool_wait = min(self._pool_wait() - self._pool_wait_before, waits.endpoint)
+        connecting = max(self._connecting, self._pool_wait()) - self._connecting_before
+        pool_wait = min(connecting, waits.endpoint)
         asked = waits.endpoint + waits.record + waits.retry
         shares = TimeShares(
             endpoint=_share(waits.endpoint - pool_wait, asked),
@@ -75,29 +80,61 @@ class Vitals:
         )
         if elapsed < _TOO_SHORT_S:
             return shares
-        return shares.with_verdict(verdict(shares, self._engine.limit_reason))
+        prompting = self._intake.prompt_s
+        endpoints = self._engine.endpoints()
+        return shares.with_verdict(
+            verdict(
+                shares,
+                prompting=_share(prompting, prompting + asked),
+                limit=self._limit(endpoints),
+                rated=any(endpoint.rate.requests_per_minute for endpoint in endpoints)
+                or any(endpoint.rate.tokens_per_minute for endpoint in endpoints),
+            )
+        )
+
+    def _limit(self, endpoints: Sequence[EndpointStatistics]) -> str:
+        """Return the limit of calls in flight that was reached everywhere, and why it is one."""
+        limiters = [endpoint.limiter for endpoint in endpoints]
+        if any(limiter.peak_in_flight < limiter.limit for limiter in limiters):
+            return ""
+        if not any(backend.adaptive for backend in self._backends):
+            return ""  # the number that is known to be best there
+        busiest = max(limiters, key=lambda limiter: limiter.limit)
+        if busiest.reason in _OF_ITS_OWN:
+            return ""
+        return f"{busiest.limit}: {busiest.reason}"
 
     def _pool_wait(self) -> float:
         return sum(backend.connection_wait_s for backend in self._backends)
 
 
-def verdict(shares: TimeShares, limit: str) -> str:
+def verdict(
+    shares: TimeShares, *, prompting: float = 0.0, limit: str = "", rated: bool = False
+) -> str:
     """Return in a few words what held a run back.
 
     Args:
         shares: Where the time went.
-        limit: Why no more calls were in flight, as the limiter says.
+        prompting: Waiting for an async `prompt_fn`, as a share of that and the calls' time.
+        limit: The limit of calls in flight and its reason, if it was reached and is not the
+            endpoint's own.
+        rated: True if an endpoint has a rate limit.
     """
+    late = shares.loop_lag_s / (shares.loop_lag_s + _EVERY_S)
+    computing = shares.client >= _BUSY or (late >= _HALF and shares.client >= late / 2)
     found = [
         (
             shares.input >= max(_LARGE, shares.client / 2),
             "the input: its iterator held up everything else",
         ),
-        (shares.client >= _BUSY, "this process: its event loop was busy all the time"),
+        (computing, "this process: its event loop was busy all the time"),
+        (late >= _HALF, "this process: something blocked its event loop without computing"),
+        (shares.queue >= _LARGE and rated, "the rate limit"),
+        (prompting >= _HALF, "prompt_fn: most of the time went into waiting for it"),
         (shares.record >= _LARGE, "the journal"),
         (shares.connection >= _LARGE, "opening connections"),
         (shares.retry >= _HALF, "errors: most of the time went into waiting to try again"),
-        (shares.queue > 0 and limit, f"the limit of calls in flight ({limit})"),
+        (limit, f"the limit of calls in flight ({limit})"),
     ]
     return next((name for holds, name in found if holds), "the endpoint")
 

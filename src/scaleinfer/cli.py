@@ -14,6 +14,7 @@ import click
 from scaleinfer import __version__
 from scaleinfer._cli_exit import FAILED, STOPPED, USAGE
 from scaleinfer._cli_runs import runs
+from scaleinfer._cli_simulate import simulate
 from scaleinfer.errors import ScaleInferError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def cli() -> None:
 
 
 cli.add_command(runs)
+cli.add_command(simulate)
 
 
 def _backend_options(command: Callable[..., Any]) -> Callable[..., Any]:

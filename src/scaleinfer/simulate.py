@@ -21,17 +21,24 @@ from typing import TYPE_CHECKING, Literal
 
 from scaleinfer._simulate_fleet import Fleet, FleetTrace, Leases, Pace
 from scaleinfer._simulate_forecast import EndpointForecast, Forecast, TimelinePoint
-from scaleinfer._simulate_process import Process, Workload
-from scaleinfer._simulate_settings import EndpointModel, Price, Spread, check_spread, mean_of
+from scaleinfer._simulate_process import Process
+from scaleinfer._simulate_settings import (
+    EndpointModel,
+    Price,
+    Spread,
+    Workload,
+    check_spread,
+    mean_of,
+)
 from scaleinfer._simulate_steady import Steady, bottleneck, mean_use, steady_part, timeline
 from scaleinfer.engine import Concurrency, Retry
 from scaleinfer.errors import ConfigError
-from scaleinfer.testing import Batching
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scaleinfer._simulate_process import Trace
+    from scaleinfer.testing import Batching
 
 __all__ = ["EndpointForecast", "EndpointModel", "Forecast", "Price", "TimelinePoint", "simulate"]
 
@@ -39,6 +46,8 @@ _MESSAGE_BYTES = 1 << 20
 _BYTES_PER_TOKEN = 4
 _BYTES_PER_ITEM = 200
 _COORDINATOR_BUSY = 0.25
+_COORDINATOR_BUSY_AT_END = 0.5
+_LEAST_SHARE = 16
 _LEAST_LEASE = 16
 _LEASES_EACH = 8
 _KINDS = 8
@@ -112,7 +121,9 @@ def simulate(
     )
     _check(items, models, work, workers, exact_items)
     if workers is None:
-        return _one_process(items, models, work, price or Price(), seed, exact_items)
+        trace = Process(models, work, seed=f"{seed} 0").run(min(items, exact_items))
+        made = _Made(items, work, price or Price(), [trace], [steady_part(trace, models)])
+        return made.by_process()
     check_spread("worker_start_s", worker_start_s, least=0)
     for name, value in (
         ("worker_speed_cv", worker_speed_cv),
@@ -122,13 +133,18 @@ def simulate(
         check_spread(name, value, least=0)
     if lease_items != "auto" and lease_items < 1:
         raise ConfigError(f"simulate: lease_items must be at least 1, not {lease_items}.")
-    traces = _kinds(items, models, work, workers, seed, exact_items)
+    kinds = min(workers, _KINDS, exact_items)
+    each = _items_each(items, workers, exact_items // kinds)
+    # All other workers are like one of these; none of these ever lacks items.
+    traces = [Process(models, work, seed=f"{seed} {kind}").run(each) for kind in range(kinds)]
     steady = [steady_part(trace, models) for trace in traces]
     paces = [Pace(trace, part.items_per_s) for trace, part in zip(traces, steady, strict=True)]
+    rate = workers * fmean(part.items_per_s for part in steady)
     if lease_items == "auto":
-        rate = workers * fmean(part.items_per_s for part in steady)
         lease_items = _lease(items, workers, rate, lease_overhead_s, mean_of(prompt_tokens))
-    leases = Leases(lease_items, lease_overhead_s, exchange_s)
+    bearable = math.ceil(rate * lease_overhead_s / _COORDINATOR_BUSY_AT_END)
+    least = min(lease_items, max(lease_items // _LEAST_SHARE, bearable, 1))
+    leases = Leases(lease_items, least, lease_overhead_s, exchange_s)
     fleet = Fleet(
         paces, workers, leases, start_s=worker_start_s, speed_cv=worker_speed_cv, seed=seed
     )
@@ -163,31 +179,9 @@ def _check(
     check_spread("client_us_per_item", work.client_s * 1e6, least=0)
 
 
-def _one_process(
-    items: int,
-    models: Sequence[EndpointModel],
-    work: Workload,
-    price: Price,
-    seed: int,
-    exact_items: int,
-) -> Forecast:
-    trace = Process(models, work, seed=f"{seed} 0").run(min(items, exact_items))
-    return _Made(items, work, price, [trace], [steady_part(trace, models)]).by_process()
-
-
-def _kinds(
-    items: int,
-    models: Sequence[EndpointModel],
-    work: Workload,
-    workers: int,
-    seed: int,
-    exact_items: int,
-) -> list[Trace]:
-    """Simulate a few workers that never lack items; all others are like one of them."""
-    kinds = min(workers, _KINDS, exact_items)
+def _items_each(items: int, workers: int, most: int) -> int:
     # Some workers get more than their share.
-    each = min(items, math.ceil(_MARGIN * items / workers), max(1, exact_items // kinds))
-    return [Process(models, work, seed=f"{seed} {kind}").run(each) for kind in range(kinds)]
+    return min(items, math.ceil(_MARGIN * items / workers), most)
 
 
 def _lease(items: int, workers: int, rate: float, overhead_s: float, prompt_tokens: float) -> int:
@@ -222,7 +216,7 @@ class _Made:
         )
 
     def by_fleet(self, fleet: FleetTrace, workers: int, lease: int, start_s: float) -> Forecast:
-        makespan = max(max(fleet.ends), max(end for _, end, _ in fleet.spans))
+        makespan = max([*fleet.ends, *(end for _, end, _ in fleet.spans)])
         points = timeline(fleet.spans, makespan)
         rate, ramp_up = _fleet_pace(points, fleet.dry, self.items, makespan, start_s)
         use = mean_use(self.steady) | {"coordinator": fleet.coordinator}

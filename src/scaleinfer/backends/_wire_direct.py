@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scaleinfer.backends._wire_base import STALE_WITHIN, WireError, WireStatistics
 from scaleinfer.backends._wire_connection import Connection
@@ -17,7 +17,7 @@ from scaleinfer.backends._wire_trust import verifying_context
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Coroutine, Mapping
 
     from scaleinfer.backends._wire_base import WireResponse
     from scaleinfer.backends._wire_target import Target
@@ -59,14 +59,14 @@ class DirectWire:
         self._bytes_sent = 0
         self._pool(parse_url(url)[0])
 
-    async def post(
+    def post(
         self, url: str, body: bytes, headers: Mapping[str, str], timeout: float | None
-    ) -> WireResponse:
+    ) -> Coroutine[Any, Any, WireResponse]:
         """Send a body and return the response; see `Wire.post`."""
         # The values count, not the mapping's identity: a renewed key may come in the same one.
         known = self._heads.get((url, *headers.items()))
         pool, head = known or self._prepare("POST", url, headers)
-        return await self._call(pool, b"%b%d\r\n\r\n" % (head, len(body)), body, timeout)
+        return self._call(pool, b"%b%d\r\n\r\n" % (head, len(body)), body, timeout)
 
     async def get(self, url: str, headers: Mapping[str, str], timeout: float) -> WireResponse:
         """Fetch a URL; see `Wire.get`."""
@@ -76,31 +76,25 @@ class DirectWire:
     async def _call(
         self, pool: Pool, head: bytes, body: bytes, timeout: float | None
     ) -> WireResponse:
-        connection = pool.take()
-        if connection is None:
-            connection = await pool.wait()
-        if not connection.served:
-            return await self._exchange(connection, head, body, timeout)
-        self._reused += 1
-        began = time.monotonic()
-        try:
-            return await self._exchange(connection, head, body, timeout)
-        except WireError as error:
-            if not error.unanswered or time.monotonic() - began > STALE_WITHIN:
+        connection = pool.take() or await pool.wait()
+        stale = connection.served > 0
+        self._reused += stale
+        while True:
+            began = time.monotonic()
+            self._bytes_sent += len(head) + len(body)
+            waiter = connection.send(head, body, timeout)
+            self._deadlines.note(connection.deadline)
+            try:
+                return await waiter
+            except asyncio.CancelledError:
+                connection.give_up(waiter)
                 raise
-        return await self._exchange(await pool.wait(new=True), head, body, timeout)
-
-    async def _exchange(
-        self, connection: Connection, head: bytes, body: bytes, timeout: float | None
-    ) -> WireResponse:
-        self._bytes_sent += len(head) + len(body)
-        waiter = connection.send(head, body, timeout)
-        self._deadlines.note(connection.deadline)
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            connection.give_up(waiter)
-            raise
+            except WireError as error:
+                # One that was kept open may have been closed by the server meanwhile.
+                late = time.monotonic() - began > STALE_WITHIN
+                if late or not stale or not error.unanswered:
+                    raise
+            stale, connection = False, await pool.wait(new=True)
 
     def statistics(self) -> WireStatistics:
         """Return what the wire holds and has done; bytes of heads are counted."""

@@ -26,7 +26,7 @@ from scaleinfer.backends._wire import WireError, is_loopback, max_connections, o
 from scaleinfer.errors import ConfigError, EndpointError, Permanent
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from scaleinfer.backends._wire import Wire, WireResponse
     from scaleinfer.engine import RateLimit
@@ -198,9 +198,11 @@ class OpenAIBackend(Backend):
         if not self.json_schema:
             request = in_words(request)
         body = self._bodies.write(request, self.model)
-        response = await self._post(
-            self._chat_url if chat else self._completions_url, body, timeout
-        )
+        url = self._chat_url if chat else self._completions_url
+        try:
+            response = await self._post(url, body, timeout)
+        except WireError as error:
+            raise error_from_wire(error, endpoint=self.endpoint) from error
         if response.status == _OK:
             completion = self._read(response, chat=chat)
             self._pages = None
@@ -248,7 +250,8 @@ class OpenAIBackend(Backend):
             if response.status != _OK:
                 raise self._refusal(response, first.model or self.model or "")
             outcomes = self._read_pack(response, prompts, first.sampling.n or 1)
-        except EndpointError as error:
+        except (EndpointError, WireError) as caught:
+            error = self._as_endpoint_error(caught)
             # One for each: an error carries the item that it belongs to.
             return [copy.copy(error) for _ in requests]
         self._pages = None
@@ -312,7 +315,9 @@ class OpenAIBackend(Backend):
             )
         return _Opened(open_wire(self._url, kind=self._wire_kind), keys)
 
-    async def _post(self, url: str, body: bytes, timeout: float | None) -> WireResponse:
+    def _post(
+        self, url: str, body: bytes, timeout: float | None
+    ) -> Coroutine[Any, Any, WireResponse]:
         opened = self._open.get(asyncio.get_running_loop())
         if opened is None:
             raise ConfigError(
@@ -322,19 +327,14 @@ class OpenAIBackend(Backend):
         own = self.timeout
         if own is not None and (timeout is None or own < timeout):
             timeout = own
-        keys = opened.keys
-        try:
-            if keys is None:
-                return await opened.wire.post(url, body, self._headers, timeout)
-            headers: Mapping[str, str] | None = await keys.headers()
-            response = await opened.wire.post(url, body, headers or {}, timeout)
-            if response.status == _UNAUTHORIZED:
-                headers = await keys.renewed(headers or {})
-                if headers is not None:
-                    response = await opened.wire.post(url, body, headers, timeout)
-            return response
-        except WireError as error:
-            raise error_from_wire(error, endpoint=self.endpoint) from error
+        if opened.keys is None:
+            return opened.wire.post(url, body, self._headers, timeout)
+        return _post_with(opened.keys, opened.wire, url, body, timeout)
+
+    def _as_endpoint_error(self, error: EndpointError | WireError) -> EndpointError:
+        if isinstance(error, WireError):
+            return error_from_wire(error, endpoint=self.endpoint)
+        return error
 
     def _read(self, response: WireResponse, *, chat: bool) -> Completion:
         try:
@@ -408,3 +408,16 @@ class OpenAIBackend(Backend):
 
 def _log(line: str) -> None:
     logging.getLogger("scaleinfer").warning(line)
+
+
+async def _post_with(
+    keys: RotatingKey, wire: Wire, url: str, body: bytes, timeout: float | None
+) -> WireResponse:
+    """Post with the key of the moment; once more if it is refused and there is a new one."""
+    headers = await keys.headers()
+    response = await wire.post(url, body, headers, timeout)
+    if response.status == _UNAUTHORIZED:
+        renewed = await keys.renewed(headers)
+        if renewed is not None:
+            response = await wire.post(url, body, renewed, timeout)
+    return response

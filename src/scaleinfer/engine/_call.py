@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from scaleinfer.requests import Request
     from scaleinfer.results import Completion
 
-__all__ = ["Call", "ask", "outcome_of", "settle_pack", "settle_place"]
+__all__ = ["Call", "as_endpoint_error", "outcome_of", "settle_pack", "settle_place"]
 
 
 @dataclass(slots=True, eq=False)
@@ -84,26 +84,17 @@ class Call:
         )
 
 
-async def ask(
-    backend: Backend,
-    request: Request,
-    timeout: float | None,  # noqa: ASYNC109 - the wire client keeps it
-) -> Completion:
-    """Have a backend make a call.
-
-    Raises:
-        EndpointError: There was no usable answer.
-    """
-    try:
-        return await backend.complete(request, timeout=timeout)
-    except EndpointError:
-        raise
-    except Exception as error:
-        # A defect in an adapter costs the item, never a run of millions.
-        raise Permanent(
-            f"the {backend.kind} backend raised {type(error).__name__}: {error}",
-            endpoint=backend.endpoint,
-        ) from error
+def as_endpoint_error(backend: Backend, error: Exception) -> EndpointError:
+    """Return what a backend raised, as an `EndpointError`."""
+    if isinstance(error, EndpointError):
+        return error
+    # A defect in an adapter costs the item, never a run of millions.
+    defect = Permanent(
+        f"the {backend.kind} backend raised {type(error).__name__}: {error}",
+        endpoint=backend.endpoint,
+    )
+    defect.__cause__ = error
+    return defect
 
 
 def outcome_of(error: EndpointError) -> Outcome:

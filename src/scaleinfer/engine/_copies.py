@@ -6,10 +6,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from scaleinfer.engine._call import Call, ask, outcome_of, settle_place
+from scaleinfer.engine._call import Call, as_endpoint_error, outcome_of, settle_place
 from scaleinfer.engine._limiter import Outcome
 from scaleinfer.engine._pool import Want
-from scaleinfer.errors import EndpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -108,15 +107,16 @@ class Copies:
 
     async def _first_answer(self, running: _Running) -> Completion:
         call = running.call
+        backend = self._backends[call.endpoint]
         try:
-            return await ask(self._backends[call.endpoint], call.request, running.timeout)
+            return await backend.complete(call.request, timeout=running.timeout)
         except asyncio.CancelledError:
             # The copy that answered first cancelled us; so may have somebody else as well.
             if running.answer is None or running.task.uncancel() > running.cancels:
                 raise
             call.superseded = True
             return running.answer
-        except EndpointError:
+        except Exception:
             if running.second is None:
                 raise
             # It may still be answered; only the copy's answer ends this wait by itself.
@@ -163,10 +163,11 @@ class Copies:
         backend = self._backends[place]
         outcome, completion, error = Outcome.CANCELLED, None, None
         try:
-            completion = await ask(backend, call.request, running.timeout)
+            completion = await backend.complete(call.request, timeout=running.timeout)
             outcome = Outcome.OK
-        except EndpointError as failure:
-            error, outcome = failure, outcome_of(failure)
+        except Exception as failure:
+            error = as_endpoint_error(backend, failure)
+            outcome = outcome_of(error)
         finally:
             settle_place(
                 self._pool.endpoints[place],

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from scaleinfer.engine._call import Call, ask, outcome_of, settle_pack, settle_place
+from scaleinfer.engine._call import Call, as_endpoint_error, outcome_of, settle_pack, settle_place
 from scaleinfer.engine._copies import Copies
 from scaleinfer.engine._dispatch import Dispatch
 from scaleinfer.engine._hedging import Hedger
@@ -377,13 +377,14 @@ class Engine:
                     # The run names models as its first endpoint does; each has its own name.
                     call.request = replace(call.request, model=None)
                 if self._copies is None:
-                    completion = await ask(backend, call.request, timeout)
+                    completion = await backend.complete(call.request, timeout=timeout)
                 else:
                     completion = await self._copies.complete(call, timeout)
-            except EndpointError as failure:
-                error, outcome = failure, outcome_of(failure)
-                call.failed(backend.endpoint, failure)
-                raise
+            except Exception as failure:
+                error = as_endpoint_error(backend, failure)
+                outcome = outcome_of(error)
+                call.failed(backend.endpoint, error)
+                raise error from error.__cause__
             finally:
                 ended = time.monotonic()
                 self.waits.endpoint += ended - began

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import weakref
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["ANYWHERE", "Pool", "Want", "pool_of"]
 
 _LOOK_AT_ALL = 32
+_REMEMBERED = 64
+"""Pools kept for a backend and a set of rules; a map with bounds of its own makes one."""
 
 
 @dataclass(slots=True)
@@ -69,10 +72,18 @@ class Pool:
         self._timer_at = 0.0
         self._loop = weakref.ref(loop)
 
-    def usable_on(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """True if this loop may use the pool: it is the loop's own, or idle and becomes so."""
-        if self._loop() is loop:
-            return True
+    def belongs_to(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """True if it is this loop's."""
+        return self._loop() is loop
+
+    def move_to(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Become this loop's, if its own does not run any more; return whether that was done.
+
+        Not with calls in flight: a loop that ended under them will never give them back.
+        """
+        before = self._loop()
+        if before is not None and not before.is_closed() and before.is_running():
+            return False
         if self.in_flight or self.queued:
             return False
         self._loop, self._timer = weakref.ref(loop), None
@@ -173,7 +184,8 @@ def pool_of(
     """Return the pool of these backends on the running loop; the same call, the same pool.
 
     Maps that are given the same backend objects and the same concurrency share places, queue
-    and what was learned about the endpoints, at the same time and one after the other.
+    and what was learned about the endpoints, at the same time and one after the other. Loops
+    that run at the same time, in threads, have a pool each.
 
     Args:
         backends: The adapters.
@@ -185,14 +197,22 @@ def pool_of(
     own = id(concurrency) if isinstance(concurrency, Concurrency) else concurrency
     key = (tuple(map(weakref.ref, others)), own, rate_limit)
     loop = asyncio.get_running_loop()
-    found = known.get(key)
-    if found is not None and (found.usable_on(loop)):
-        return found
-    pool = known[key] = Pool([_endpoint(b, concurrency, rate_limit) for b in backends], loop)
+    with _LOCK:
+        pools = known.pop(key, [])
+        pool = next((pool for pool in pools if pool.belongs_to(loop)), None)
+        if pool is None:
+            pool = next((pool for pool in pools if pool.move_to(loop)), None)
+        if pool is None:
+            pool = Pool([_endpoint(b, concurrency, rate_limit) for b in backends], loop)
+        # The latest last, so that those not asked for in a long time can be forgotten.
+        known[key] = [*(other for other in pools if other is not pool), pool][-_REMEMBERED:]
+        while len(known) > _REMEMBERED:
+            del known[next(iter(known))]
     return pool
 
 
-_POOLS: WeakKeyDictionary[Backend, dict[Hashable, Pool]] = WeakKeyDictionary()
+_POOLS: WeakKeyDictionary[Backend, dict[Hashable, list[Pool]]] = WeakKeyDictionary()
+_LOCK = threading.Lock()
 
 
 def _endpoint(

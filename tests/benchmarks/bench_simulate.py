@@ -1,0 +1,144 @@
+"""Forecasts against real runs of the same shape, and how long a forecast itself takes.
+
+Each shape is run by `parallel_map` against simulated servers in processes of their own, and
+forecast with the CPU that an item cost in that very run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import random
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from scaleinfer import OpenAIBackend, RateLimit, parallel_map
+from scaleinfer.simulate import EndpointModel, simulate
+from scaleinfer.testing import Batching, SimulatedServer
+
+ECHO = "echo: "
+CHARACTERS = 4  # of a token, at the simulated server
+HALF_TICK_S = 0.0005
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One kind of run."""
+
+    name: str
+    items: int
+    servers: tuple[Batching, ...]
+    answer_tokens: tuple[float, float]
+    concurrency: int | None = None
+    requests_per_minute: float | None = None
+
+
+SMALL = Batching(slots=32, step_s=0.005)
+SHAPES = (
+    Shape("fixed 64 at 32 slots", 1_000, (SMALL,), (60, 0.5), 64),
+    Shape("auto at 32 slots", 1_000, (SMALL,), (60, 0.5)),
+    Shape("auto at 2 x 32 slots", 2_000, (SMALL, SMALL), (60, 0.5)),
+    Shape(
+        "auto, one of 3 endpoints 5x slower",
+        1_500,
+        (SMALL, SMALL, Batching(slots=32, step_s=0.025)),
+        (60, 0.5),
+    ),
+    Shape(
+        "auto, round knee and prefill",
+        2_000,
+        (Batching(slots=128, step_s=0.005, step_per_sequence_s=1e-4, prefill_tokens_per_s=10_000),),
+        (40, 0.5),
+    ),
+    Shape("auto, KV cache", 800, (Batching(slots=128, step_s=0.005, kv_tokens=4_000),), (60, 0.5)),
+    Shape("rate limit 3,000 a minute", 500, (SMALL,), (60, 0.5), None, 3_000),
+    Shape("client process", 20_000, (Batching(slots=2_000, step_s=0.001),), (20, 0.5), 256),
+)
+
+
+def prompts(shape: Shape) -> list[str]:
+    """Return prompts whose echoes are as long as the shape's answers."""
+    mean, cv = shape.answer_tokens
+    sigma = math.sqrt(math.log1p(cv * cv))
+    chance = random.Random(1)
+    drawn = (
+        chance.lognormvariate(math.log(mean) - sigma * sigma / 2, sigma) for _ in range(shape.items)
+    )
+    return [f"{i} ".ljust(round(n) * CHARACTERS - len(ECHO), "x") for i, n in enumerate(drawn)]
+
+
+async def real(shape: Shape, urls: list[str]) -> tuple[float, float]:
+    """Return the seconds of a real run, and the CPU seconds of the process for an item."""
+    limit = shape.requests_per_minute
+    rate = None if limit is None else RateLimit(requests_per_minute=limit)
+    backends = [OpenAIBackend(base_url=url, rate_limit=rate) for url in urls]
+    began, busy = time.perf_counter(), time.process_time()
+    results = await parallel_map(
+        prompts(shape),
+        lambda prompt: prompt,
+        backend=backends,
+        concurrency=shape.concurrency or "auto",
+        progress="none",
+    )
+    took, busy = time.perf_counter() - began, time.process_time() - busy
+    assert len(results.ok) == shape.items
+    return took, busy / shape.items
+
+
+def forecast(shape: Shape, cpu_s: float) -> float:
+    """Return the seconds that the same run should take."""
+    limit = shape.requests_per_minute
+    rate = None if limit is None else RateLimit(requests_per_minute=limit)
+    made = simulate(
+        shape.items,
+        prompt_tokens=shape.answer_tokens,
+        answer_tokens=shape.answer_tokens,
+        endpoints=[
+            EndpointModel(server=server, latency_s=HALF_TICK_S, rate_limit=rate)
+            for server in shape.servers
+        ],
+        concurrency=shape.concurrency or "auto",
+        client_us_per_item=cpu_s * 1e6,
+    )
+    return made.makespan_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=1)
+    options = parser.parse_args()
+    print("| shape | items | real s | forecast s | error | client us/item |")
+    print("|---|---|---|---|---|---|")
+    for shape in SHAPES:
+        for _ in range(options.rounds):
+            with ExitStack() as stack:
+                urls = [
+                    stack.enter_context(
+                        SimulatedServer(batching=server, ledger="counts").in_process()
+                    ).base_url
+                    for server in shape.servers
+                ]
+                took, cpu_s = asyncio.run(real(shape, urls))
+            said = forecast(shape, cpu_s)
+            print(
+                f"| {shape.name} | {shape.items:,} | {took:.2f} | {said:.2f} "
+                f"| {said / took - 1:+.1%} | {cpu_s * 1e6:.0f} |",
+                flush=True,
+            )
+    began, busy = time.perf_counter(), time.process_time()
+    made = simulate(
+        10_000_000,
+        answer_tokens=(150, 0.5),
+        workers=2_000,
+        server=Batching(slots=256, step_s=0.02, prefill_tokens_per_s=40_000),
+        worker_start_s=(60, 0.2),
+    )
+    took, busy = time.perf_counter() - began, time.process_time() - busy
+    print(f"\n10,000,000 items over 2,000 workers: forecast in {took:.1f} s ({busy:.1f} s of CPU)")
+    print(made)
+
+
+if __name__ == "__main__":
+    main()
