@@ -144,6 +144,38 @@ def test_options_reach_the_server(run: Any, tmp_path: Path) -> None:
     }
 
 
+def test_several_servers_share_the_work(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(jsonl([{"title": str(number)} for number in range(60)]))
+    with (
+        SimulatedServer(latency=0.02).in_thread() as one,
+        SimulatedServer(latency=0.02).in_thread() as other,
+    ):
+        code, _, said = run(
+            "map", "in.jsonl", "--prompt", "{title}", "--out", "out.jsonl", "--progress", "log",
+            "--concurrency", "4", "--base-url", one.base_url, "--base-url", other.base_url,
+        )  # fmt: skip
+        assert code == 0, said
+        assert len(one.ledger.requests) + len(other.ledger.requests) == 60
+        assert min(len(one.ledger.requests), len(other.ledger.requests)) >= 15
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert {row["endpoint"] for row in rows} == {one.base_url, other.base_url}
+
+
+def test_limits_are_kept(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(jsonl([{"title": str(number)} for number in range(30)]))
+    with SimulatedServer(latency=0.05).in_thread() as server:
+        code, _, said = run(
+            "map", "in.jsonl", "--prompt", "{title}", "--out", "out.jsonl", "--progress", "none",
+            "--max-concurrency", "3", "--requests-per-minute", "1200", "--deadline", "30",
+            "--base-url", server.base_url,
+        )  # fmt: skip
+        assert code == 0, said
+        assert server.ledger.peak_in_flight <= 3
+        arrived = [request.arrived for request in server.ledger.requests]
+    # 1,200 a minute are 20 a second, of which a second's worth may come at once.
+    assert max(arrived) - min(arrived) >= (30 - 20 - 1) / 20
+
+
 def test_standard_input(url: str) -> None:
     command = [sys.executable, "-m", "scaleinfer.cli", "map", "-", "--prompt", "{title}"]
     done = subprocess.run(
