@@ -1,7 +1,7 @@
 """How much of the prompts the endpoint's prefix cache answers: `nox -s bench -- prefix`.
 
-Papers, five questions about each, in random order. The cache holds a tenth of the papers. The
-hit rate is the share of prompt tokens that the server took from its cache, by its ledger.
+Papers, five questions about each, in random order. The caches hold a tenth of the papers in
+all. The hit rate is the share of prompt tokens that came from a cache, by the servers' ledgers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from scaleinfer import OpenAIBackend, parallel_map
 from scaleinfer.engine import Dispatch
 from scaleinfer.testing import Batching
 
-QUESTIONS, PAPER_TOKENS = 5, 500
+QUESTIONS, PAPER_TOKENS, SLOTS = 5, 500, 64
 ORDERS = ("defaults", "sorted offline", "as it arrives")
 
 
@@ -64,10 +64,10 @@ async def client(urls: list[str], papers: int, order: str, concurrency: str) -> 
 
 def measured(order: str, endpoints: int, concurrency: str, papers: int) -> dict[str, Any]:
     batching = Batching(
-        slots=64,
+        slots=SLOTS // endpoints,
         step_s=0.005,
-        prefill_tokens_per_s=400_000 / endpoints,
-        prefix_cache_tokens=papers * PAPER_TOKENS // 10,
+        prefill_tokens_per_s=60_000 / endpoints,
+        prefix_cache_tokens=papers * PAPER_TOKENS // 10 // endpoints,
     )
     with ExitStack() as stack:
         servers = [
@@ -86,7 +86,7 @@ def measured(order: str, endpoints: int, concurrency: str, papers: int) -> dict[
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, rounds=1)
     parser.add_argument("--papers", type=int, default=2000)
     parser.add_argument("--order", choices=ORDERS)
     parser.add_argument("--concurrency")
@@ -106,13 +106,15 @@ def main() -> None:
     print(f"{items:,} items: {options.papers:,} papers of {PAPER_TOKENS} tokens, {QUESTIONS} "
           f"questions each. Medians of {options.rounds}.\n")  # fmt: skip
     rows = []
+    best = 0.0
     for endpoints, concurrency in ((1, "64"), (1, "auto"), (4, "16")):
         runs: dict[str, list[dict[str, Any]]] = {order: [] for order in ORDERS}
         for number in range(options.rounds):
             for order, found in runs.items():
                 say(f"{endpoints} endpoints, {concurrency}, {order}, round {number + 1}")
                 found.append(measured(order, endpoints, concurrency, options.papers))
-        best = median(run["rate"] for run in runs["sorted offline"])
+        # Of one endpoint: what sorting brings where nothing has to be routed.
+        best = best or median(run["rate"] for run in runs["sorted offline"])
         for order, found in runs.items():
             rate, took = (median(run[name] for run in found) for name in ("rate", "elapsed"))
             ours = order == "defaults"
@@ -122,7 +124,7 @@ def main() -> None:
                  f"{took:.1f}"]
             )  # fmt: skip
     table(
-        ["endpoints", "concurrency", "order", "hit rate", "target", "over sorted offline",
+        ["endpoints", "concurrency", "order", "hit rate", "target", "over sorted offline, one endpoint",
          "reached", "seconds"], rows
     )  # fmt: skip
 
