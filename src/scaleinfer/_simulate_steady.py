@@ -78,7 +78,8 @@ def _endpoint(
         calls / seconds,
         statistics.limiter.limit,
         statistics.limiter.reason,
-        (end.running_s[number] - start.running_s[number]) / seconds,
+        # A busy client is behind its servers: the two are not of exactly the same time.
+        min((end.running_s[number] - start.running_s[number]) / seconds, model.server.slots),
         model.server.slots,
         (end.call_s[number] - start.call_s[number]) / max(calls, 1),
     )
