@@ -128,7 +128,7 @@ _fleet = _options(
         callback=_spread,
         help="Seconds to load the model.",
     ),
-    click.option("--worker-speed-cv", type=float, default=0.0, help="Spread of their slowness."),
+    click.option("--worker-speed-cv", type=float, default=0.0, help="Variation of their speed."),
     click.option(
         "--lease-items",
         default="auto",

@@ -174,7 +174,8 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
             progress.note(f"Using the embedded model: {options.chosen[0].reason}.")
         backends, unreachable = await _open_backends(options, progress, stack)
         _say_what_caps(backends, options.concurrency, progress)
-        renderer.model = backends[0].model
+        # The first one named, up or not: a journal's identities must not depend on who answers.
+        renderer.model = options.chosen[0].backend.model or backends[0].model
         journal = None if unreachable else await _open_journal(options, backends[0])
         session = Session(options, backends, items, renderer, journal, progress, in_order=in_order)
         stack.push_async_exit(session.close)
@@ -296,6 +297,7 @@ class Session:
         self._progress = progress
         self._began = time.monotonic()
         self._interrupted = False
+        self._renderer_model = renderer.model
         self._by_endpoint = {backend.endpoint: backend for backend in backends}
         self._cost: float | None = None
         self._engine = Engine(
@@ -303,6 +305,7 @@ class Session:
             pool=pool_of(backends, options.concurrency, options.rate_limit),
             retry=options.retry,
             dispatch=options.dispatch,
+            model=renderer.model,
             priority=options.priority,
         )
         self._intake = Intake(items, renderer, window=options.dispatch.prefix_window)
@@ -315,6 +318,7 @@ class Session:
             repairs=options.retry.repairs,
             ordered=in_order,
         )
+        self._at_first = self._engine.endpoints()
         self._vitals = Vitals(self._engine, self._intake, backends)
 
     async def collect(self) -> list[Result]:
@@ -380,7 +384,7 @@ class Session:
         if cut:
             line += f"; {cut:,} cut off at max_tokens"
         time_went = self._vitals.shares(time.monotonic() - self._began)
-        if time_went.ours:
+        if time_went.ours and not self.run.stopped:
             line += f"; held back by {time_went.held_back_by}"
         if self._options.journal is not None:
             line += f"; journal {self._options.journal}"
@@ -405,14 +409,21 @@ class Session:
             elapsed_s=elapsed,
             usage=counts.usage,
             cost_usd=self._cost,
-            endpoint=self._backend.endpoint,
-            model=self._backend.model,
+            endpoint=self._where(),
+            model=self._renderer_model,
             journal=None if self._options.journal is None else os.fspath(self._options.journal),
             stopped=self.run.stopped,
             peak_in_flight=engine.peak_in_flight,
             time=self._vitals.shares(elapsed),
-            endpoints=tuple(map(_use, self._engine.endpoints())),
+            endpoints=tuple(
+                _use(now, before, elapsed)
+                for now, before in zip(self._engine.endpoints(), self._at_first, strict=True)
+            ),
         )
+
+    def _where(self) -> str:
+        more = len(self._backends) - 1
+        return f"{self._backend.endpoint} and {more} more" if more else self._backend.endpoint
 
     async def close(self, kind: type[BaseException] | None, *rest: object) -> None:
         """End what is still in flight and settle the journal; also while being cancelled."""
@@ -479,14 +490,15 @@ class Session:
             await asyncio.sleep(_TICK)
 
 
-def _use(endpoint: EndpointStatistics) -> EndpointUse:
+def _use(endpoint: EndpointStatistics, before: EndpointStatistics, elapsed: float) -> EndpointUse:
+    """Return what an endpoint did between two looks at it."""
     limiter = endpoint.limiter
     return EndpointUse(
         endpoint=endpoint.name,
         limit=limiter.limit,
         reason=limiter.reason,
         peak_in_flight=limiter.peak_in_flight,
-        calls=endpoint.started,
-        goodput=endpoint.goodput,
+        calls=endpoint.started - before.started,
+        goodput=(endpoint.tokens - before.tokens) / elapsed if elapsed else 0.0,
         state=endpoint.breaker.state,
     )

@@ -132,7 +132,7 @@ class Fleet:
         workers: How many there are.
         leases: How they come by their items.
         start_s: Seconds from the job's start until a worker can take items.
-        speed_cv: Coefficient of variation of the workers' slowness.
+        speed_cv: Coefficient of variation of the workers' speed.
         seed: Another seed, other chances.
     """
 
@@ -147,14 +147,12 @@ class Fleet:
         seed: int,
     ) -> None:
         chance = random.Random(f"{seed} fleet")
-        draw_start, draw_slowness = (
-            drawn(start_s, f"{seed} start"),
-            drawn((1.0, speed_cv), f"{seed} speed"),
-        )
+        draw_start = drawn(start_s, f"{seed} start")
+        draw_speed = drawn((1.0, speed_cv), f"{seed} speed")
         self._leases = leases
         self._begins = [draw_start() for _ in range(workers)]
         self._workers = [
-            _Worker(paces[int(chance.random() * len(paces))], draw_slowness(), chance.random())
+            _Worker(paces[int(chance.random() * len(paces))], 1 / draw_speed(), chance.random())
             for _ in range(workers)
         ]
         self._starved = 0.0

@@ -72,9 +72,10 @@ class EndpointUse:
         endpoint: Its name.
         limit: Calls that may be in flight there, at the end of the run.
         reason: Why the limit is what it is.
-        peak_in_flight: The most calls that were in flight there.
-        calls: Calls that ended there.
-        goodput: Completion tokens a second it gave lately.
+        peak_in_flight: The most calls that were in flight there, those of other maps on the
+            same backend object included.
+        calls: Calls that were sent there meanwhile, likewise.
+        goodput: Completion tokens a second it gave meanwhile, likewise.
         state: `closed` while it takes calls, else `open` or `half-open`.
     """
 
@@ -106,7 +107,7 @@ class RunStats:
         elapsed_s: Seconds from start to end.
         usage: Tokens this run used; resumed items not counted.
         cost_usd: Price of that usage; `None` if no price is known.
-        endpoint: Where it was asked.
+        endpoint: Where it was asked; of several, the first and how many more.
         model: Model asked.
         journal: The journal's path, if there is one.
         stopped: Why the run was stopped early; empty if it was not.

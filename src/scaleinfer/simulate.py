@@ -91,7 +91,7 @@ def simulate(
         price: What tokens and nodes cost.
         worker_start_s: Seconds until a worker can take items (its model is loaded), a number
             or `(mean, cv)`.
-        worker_speed_cv: Coefficient of variation of the workers' slowness; 0: all are alike.
+        worker_speed_cv: Coefficient of variation of the workers' speed; 0: all are alike.
         lease_items: Items in a lease, fewer towards the end. "auto": as many as keep the
             coordinator's core a quarter busy, below a message of 1 MiB and an eighth of a
             worker's share.

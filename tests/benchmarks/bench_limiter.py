@@ -8,6 +8,7 @@ core can do. The client always runs with its defaults.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from tests.benchmarks._load import MEAN_TOKENS, varied
@@ -142,14 +143,12 @@ def rates(options: Any) -> None:
     """A server that answers 429 above its rate."""
     seconds, rate = options.seconds, 50.0
     rows = []
-    for hint in ("seconds", None):
+    paces = {"100 tokens/s": {"tokens_per_second": 100.0}, "0.3 to 0.7 s": {"latency": (0.5, 0.2)}}
+    for (name, pace), hint in product(paces.items(), ("seconds", None)):
         rejected, share = [], []
         for number in range(options.rounds):
-            say(f"429 above {rate:g}/s, retry-after {hint}, round {number + 1}")
-            settings = {
-                "latency": (0.5, 0.2), "requests_per_second": rate, "burst_s": 0.5,
-                "retry_after": hint,
-            }  # fmt: skip
+            say(f"429 above {rate:g}/s, {name}, retry-after {hint}, round {number + 1}")
+            settings = {**pace, "requests_per_second": rate, "burst_s": 0.5, "retry_after": hint}
             ledger = streamed(settings, seconds, "auto")
             rejected.append(ledger.rejected_share(seconds / 2, seconds))
             answered = ledger.per_second()["answered"]
@@ -158,10 +157,12 @@ def rates(options: Any) -> None:
             say(f"  {rejected[-1]:.2%} rejected, {share[-1]:.2f} of the rate; {answered}")
         middle = median(rejected)
         rows.append(
-            [f"429 above {rate:g}/s, Retry-After: {hint or 'none'}", "< 1 %", f"{middle:.2%}",
+            [f"answers in {name}, Retry-After: {hint or 'none'}", "< 1 %", f"{middle:.2%}",
              verdict(middle, most=0.01), f"{median(share):.2f}"]
         )  # fmt: skip
-    print(f"### A server with a rate, second half of {seconds:g} s, medians of {options.rounds}\n")
+    print(
+        f"### A server that answers 429 above {rate:g}/s, second half of {seconds:g} s, medians of {options.rounds}\n"
+    )
     table(["server", "target", "rejected", "reached", "answers over the rate"], rows)
 
 

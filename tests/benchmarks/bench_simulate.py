@@ -33,6 +33,7 @@ class Shape:
     answer_tokens: tuple[float, float]
     concurrency: int | None = None
     requests_per_minute: float | None = None
+    busy_s: float = 0.0
 
 
 SMALL = Batching(slots=32, step_s=0.005)
@@ -54,7 +55,14 @@ SHAPES = (
     ),
     Shape("auto, KV cache", 800, (Batching(slots=128, step_s=0.005, kv_tokens=4_000),), (60, 0.5)),
     Shape("rate limit 3,000 a minute", 500, (SMALL,), (60, 0.5), None, 3_000),
-    Shape("client process", 20_000, (Batching(slots=2_000, step_s=0.001),), (20, 0.5), 256),
+    Shape(
+        "client process, 5 ms an item in prompt_fn",
+        1_500,
+        (Batching(slots=256, step_s=0.005),),
+        (60, 0.5),
+        128,
+        busy_s=0.005,
+    ),
 )
 
 
@@ -74,10 +82,17 @@ async def real(shape: Shape, urls: list[str]) -> tuple[float, float]:
     limit = shape.requests_per_minute
     rate = None if limit is None else RateLimit(requests_per_minute=limit)
     backends = [OpenAIBackend(base_url=url, rate_limit=rate) for url in urls]
+
+    def prompt_of(prompt: str) -> str:
+        until = time.process_time() + shape.busy_s
+        while time.process_time() < until:
+            pass
+        return prompt
+
     began, busy = time.perf_counter(), time.process_time()
     results = await parallel_map(
         prompts(shape),
-        lambda prompt: prompt,
+        prompt_of,
         backend=backends,
         concurrency=shape.concurrency or "auto",
         progress="none",

@@ -207,6 +207,7 @@ def test_ten_million_items_over_two_thousand_workers_take_few_events() -> None:
     seed=st.integers(0, 5),
 )
 def test_every_item_is_accounted_for(
+    *,
     items: int,
     prompt: float,
     answer: float,

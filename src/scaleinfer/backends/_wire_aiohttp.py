@@ -171,7 +171,7 @@ def _wire_error(error: Exception, timeout: float | None) -> WireError:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return WireError(Failure.CONNECT, f"no connection within {CONNECT_TIMEOUT:g} s")
     if isinstance(error, TimeoutError):
-        return WireError(Failure.TIMEOUT, f"no answer within {timeout:g} s")
+        return WireError(Failure.TIMEOUT, f"no answer within {timeout:.3g} s")
     if isinstance(error, aiohttp.ClientSSLError):
         return _distrust(error)
     if isinstance(error, aiohttp.ClientHttpProxyError):

@@ -177,7 +177,7 @@ class Connection(asyncio.Protocol):
 
 def no_answer_within(timeout: float) -> WireError:
     """Return the error of a call whose time is over."""
-    return WireError(Failure.TIMEOUT, f"no answer within {timeout:g} s")
+    return WireError(Failure.TIMEOUT, f"no answer within {timeout:.3g} s")
 
 
 def broken_by(exc: Exception) -> str:

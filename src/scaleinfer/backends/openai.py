@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from urllib.parse import urlencode
 
 import orjson
@@ -102,6 +102,12 @@ class OpenAIBackend(Backend):
         weight: float = 1.0,
         rate_limit: RateLimit | None = None,
     ) -> None:
+        if wire not in get_args(WireKind):
+            raise ConfigError(
+                f"wire={wire!r} is unknown.", hint=f"Known: {', '.join(get_args(WireKind))}."
+            )
+        if not weight > 0:
+            raise ConfigError(f"weight must be positive, not {weight}.")
         if packing < 1:
             raise ConfigError(f"packing must be at least 1, not {packing}.")
         url = (base_url or os.environ.get("OPENAI_BASE_URL") or _OFFICIAL).rstrip("/")

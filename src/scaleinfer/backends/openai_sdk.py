@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     import openai
 
+    from scaleinfer.engine import RateLimit
     from scaleinfer.requests import Request
     from scaleinfer.results import Completion
 
@@ -60,6 +61,8 @@ class SDKBackend(Backend):
             deployment, else the only model the endpoint offers.
         concurrency: Calls in flight that `concurrency="auto"` starts with.
         json_schema: False for an endpoint that does not enforce JSON schemas.
+        weight: This endpoint's share of the calls, relative to others of the same speed.
+        rate_limit: Requests and tokens a minute that the endpoint allows.
 
     Raises:
         ConfigError: It is no asynchronous client.
@@ -74,6 +77,8 @@ class SDKBackend(Backend):
         model: str | None = None,
         concurrency: int = 64,
         json_schema: bool = True,
+        weight: float = 1.0,
+        rate_limit: RateLimit | None = None,
     ) -> None:
         import openai
 
@@ -92,6 +97,8 @@ class SDKBackend(Backend):
         )
         self.concurrency = concurrency
         self.json_schema = json_schema
+        self.weight = weight
+        self.rate_limit = rate_limit
         self.priced = not is_loopback(url)
         given = {k: v for k, v in client.default_headers.items() if isinstance(v, str)}
         self._secrets = Secrets(given, (client.api_key, *map(str, client.default_query.values())))
@@ -259,7 +266,7 @@ class SDKBackend(Backend):
                 self._secrets.add(answer.request.headers.get(name, "").removeprefix("Bearer "))
             return WireResponse(answer.status_code, answer.headers, answer.content)
         except TimeoutError as error:
-            wire = WireError(Failure.TIMEOUT, f"no answer within {timeout:g} s")
+            wire = WireError(Failure.TIMEOUT, f"no answer within {timeout:.3g} s")
             raise error_from_wire(wire, endpoint=self.endpoint) from error
         except openai.APIConnectionError as error:
             raise error_from_wire(_wire_error(error, timeout), endpoint=self.endpoint) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from scaleinfer.engine._ceiling import Ceiling
@@ -26,16 +27,18 @@ class AdaptiveLimiter(Limiter):
     Args:
         concurrency: The bounds; read at every call, so they may be changed during a run.
         start: The first limit.
+        most: What the process can hold, whatever the bounds say.
 
     Attributes:
         concurrency: The bounds.
         paused_until: The endpoint asked to be left alone until this time.
     """
 
-    def __init__(self, concurrency: Concurrency, *, start: int) -> None:
+    def __init__(self, concurrency: Concurrency, *, start: int, most: int | None = None) -> None:
         self.concurrency = concurrency
         self.paused_until = 0.0
-        self._limit = min(max(start, concurrency.min), concurrency.max)
+        self._most = sys.maxsize if most is None else max(1, most)
+        self._limit = min(max(start, concurrency.min), concurrency.max, self._most)
         self._knee = Knee(self._limit)
         self._rounds = Rounds()
         self._ceiling = Ceiling()
@@ -99,17 +102,22 @@ class AdaptiveLimiter(Limiter):
                 self._refusal = "cut: refused" if outcome is _REJECTED else "cut: timeouts"
                 self._rounds.reset(now, in_flight, knee.alarm, knee.share)
         bounds = self.concurrency
-        if knee.limit > bounds.max:
-            knee.limit = float(bounds.max)
-        elif knee.limit < bounds.min:
-            knee.limit = float(bounds.min)
-        self._limit = max(bounds.min, int(min(knee.limit, ceiling.limit)))
+        # Of bounds that were changed to contradict each other, the upper one holds.
+        most = bounds.max if bounds.max < self._most else self._most
+        least = bounds.min if bounds.min < most else most
+        if knee.limit > most:
+            knee.limit = float(most)
+        elif knee.limit < least:
+            knee.limit = float(least)
+        self._limit = max(least, int(min(knee.limit, ceiling.limit)))
 
     def statistics(self) -> LimiterStatistics:
         """Return where the limiter stands."""
         bounds = self.concurrency
         if self._knee.limit >= self._ceiling.limit:
             reason = self._refusal
+        elif self._limit >= self._most:
+            reason = "bounded by open files"
         elif self._limit >= bounds.max:
             reason = "bounded by max"
         elif self._limit <= bounds.min and self._knee.holding:

@@ -31,7 +31,9 @@ class Dispatch:
     deduplicate: bool = True
 
     def __post_init__(self) -> None:
-        if self.prefix_window < 0:
-            raise ConfigError(f"Dispatch.prefix_window must not be negative: {self.prefix_window}.")
+        if not isinstance(self.prefix_window, int) or self.prefix_window < 0:
+            raise ConfigError(
+                f"Dispatch.prefix_window is a number of items, not {self.prefix_window!r}."
+            )
         if not 0 < self.hedging_share <= 1:
             raise ConfigError(f"Dispatch.hedging_share is 0 to 1, not {self.hedging_share}.")

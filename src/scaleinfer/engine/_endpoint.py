@@ -45,6 +45,7 @@ class EndpointStatistics:
         outstanding_tokens: Tokens reserved for these.
         seconds_per_call: Recent mean time of an answered call; `None` before the first.
         tokens_per_call: Recent mean of the completion tokens of a call.
+        tokens: Completion tokens it has given so far.
         goodput: Completion tokens a second of all calls in flight, at the recent speed.
         limiter: Places there.
         breaker: Whether it is held to be broken.
@@ -58,6 +59,7 @@ class EndpointStatistics:
     outstanding_tokens: float
     seconds_per_call: float | None
     tokens_per_call: float
+    tokens: int
     goodput: float
     limiter: LimiterStatistics
     breaker: BreakerStatistics
@@ -121,6 +123,7 @@ class Endpoint:
         "_rejections",
         "_seconds",
         "_started",
+        "_tokens_given",
         "_tokens_per_call",
         "breaker",
         "calls",
@@ -163,6 +166,7 @@ class Endpoint:
         self._answered = 0
         self._seconds = self._deviation = self._tokens_per_call = self._flow = 0.0
         self._quiet_since = self._rejected_at = -math.inf
+        self._tokens_given = 0
         self._rejections = 0
 
     def has_room(self, now: float) -> bool:
@@ -273,6 +277,7 @@ class Endpoint:
         if rate is not None:
             self.rate.learn(rate, now)
         if outcome is Outcome.OK:
+            self._tokens_given += tokens
             self._took(now - began, tokens)
         elif outcome is Outcome.TIMEOUT and now - began > self._seconds:
             self._took(now - began, self._tokens_per_call)
@@ -297,6 +302,7 @@ class Endpoint:
             self.tokens,
             self._seconds if self._answered else None,
             self._tokens_per_call,
+            self._tokens_given,
             speed * self.calls,
             self.limiter.statistics(),
             self.breaker.statistics(),

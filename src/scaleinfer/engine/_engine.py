@@ -87,6 +87,8 @@ class Engine:
         pool: The endpoints' state.
         retry: The rules for trying again.
         dispatch: The rules for what goes out.
+        model: The model as the run names it; an endpoint with a name of its own for it is
+            asked by that.
         priority: Calls with a higher one overtake others that wait for a place.
 
     Attributes:
@@ -105,6 +107,7 @@ class Engine:
         pool: Pool,
         retry: Retry,
         dispatch: Dispatch | None = None,
+        model: str | None = None,
         priority: int = 0,
     ) -> None:
         dispatch = dispatch or Dispatch()
@@ -132,8 +135,8 @@ class Engine:
                 lambda: self.remaining,
             )
         self._several = len(self._backends) > 1
-        self._models = [backend.model for backend in backends]
-        self._own_names = len(set(self._models)) > 1
+        self._model = model
+        self._own_names = {backend.model for backend in backends} - {model} != set()
         self._rated = any(backend.rate_limit is not None for backend in backends)
         self._in_flight = self._peak = self._waiting = self._shared = 0
 
@@ -373,8 +376,7 @@ class Engine:
         outcome, error, completion, ended = Outcome.CANCELLED, None, None, 0.0
         try:
             try:
-                if self._own_names and call.request.model == self._models[0]:
-                    # The run names models as its first endpoint does; each has its own name.
+                if self._own_names and call.request.model == self._model:
                     call.request = replace(call.request, model=None)
                 if self._copies is None:
                     completion = await backend.complete(call.request, timeout=timeout)

@@ -47,6 +47,11 @@ class Concurrency:
     start: int | None = None
     max: int = 10_000
 
+    def __setattr__(self, name: str, value: int | None) -> None:
+        if not (isinstance(value, int) and value >= 1) and not (name == "start" and value is None):
+            raise ConfigError(f"Concurrency.{name} is a number of calls, not {value!r}.")
+        object.__setattr__(self, name, value)
+
     def __post_init__(self) -> None:
         start = self.min if self.start is None else self.start
         if not 1 <= self.min <= start <= self.max:

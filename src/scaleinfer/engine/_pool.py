@@ -225,10 +225,8 @@ def _endpoint(
         limiter = FixedLimiter(wanted if most is None else min(wanted, most))
     else:
         bounds = concurrency or Concurrency()
-        if most is not None and most < bounds.max:
-            bounds.max = max(most, 1)
         start = bounds.start or backend.concurrency
-        limiter = AdaptiveLimiter(bounds, start=min(max(start, bounds.min), bounds.max))
+        limiter = AdaptiveLimiter(bounds, start=start, most=most)
     return Endpoint(
         backend.endpoint,
         limiter,

@@ -254,7 +254,7 @@ class Track:
 
     After an error `failed` says what to do, and after each wait `again` does:
 
-    ```python
+    ```text
     decision = track.failed(error, now)
     while isinstance(decision, WaitFor):
         await asyncio.sleep(decision.seconds)
@@ -395,5 +395,6 @@ class Track:
 
     def _too_late(self, error: EndpointError) -> GiveUp:
         note = f"Retry.deadline ({self._authority.retry.deadline:g} s) left no time to try again."
-        error.hint = f"{error.hint} {note}" if error.hint else note
+        # Raising the timeout, as a late answer's hint says, would not help.
+        error.hint = f"{error.hint} {note}" if error.hint and not error.timed_out else note
         return self._authority._give_up(error)

@@ -143,5 +143,5 @@ def summary_line(snapshot: Snapshot, *, stopped: str | None = None) -> str:
         parts.append(rate(fresh / s.elapsed_s))
     if s.prompt_tokens or s.completion_tokens:
         parts.append(f"{amount(s.prompt_tokens)} + {amount(s.completion_tokens)} tokens")
-    end = f"; stopped: {stopped}" if stopped else ""
+    end = f"; stopped: {stopped.rstrip('.')}" if stopped else ""
     return f"{s.name or 'scaleinfer'}: {', '.join(parts)}{end}"

@@ -261,7 +261,7 @@ async def test_each_endpoint_is_asked_for_its_own_name_of_the_model() -> None:
 
     backends = [Named(OK), Named(OK)]
     backends[0].model, backends[1].model = "llama", "meta/llama"
-    engine = Engine(backends, pool=pool_with(1, 1), retry=Retry())
+    engine = Engine(backends, pool=pool_with(1, 1), retry=Retry(), model="llama")
     request = Request([{"role": "user", "content": "x"}], model="llama")
     for _ in range(4):
         await engine.call(request, attempted=lambda attempt: None)
