@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scaleinfer.engine._call import Call, as_endpoint_error, outcome_of, settle_pack, settle_place
 from scaleinfer.engine._copies import Copies
@@ -20,7 +20,7 @@ from scaleinfer.errors import EndpointError
 from scaleinfer.results import Attempt, Completion, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from scaleinfer.backends._base import Backend
     from scaleinfer.engine._endpoint import EndpointStatistics
@@ -186,7 +186,7 @@ class Engine:
         number: int = 0,
         settle: Callable[[Completion], Awaitable[None]] | None = None,
         affinity: int | None = None,
-    ) -> Awaitable[Completion]:
+    ) -> Coroutine[Any, Any, Completion]:
         """Make a request and return its answer, once awaited.
 
         Args:
