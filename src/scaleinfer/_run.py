@@ -128,13 +128,15 @@ class Run:
         """
         self.grow()
         try:
-            while self._tasks or self._window.ready:
+            while self._tasks or self._window.ready or not (self._intake.ended or self.stopped):
                 while self._window.ready:
                     result = self._window.take()
                     if self._room.waiting:
                         self._room.wake()
                     yield result
                 self._wake.clear()
+                if not self._tasks:
+                    self.grow()
                 if self._tasks and not self._window.ready:
                     await self._wake.wait()
             for result in self._window.drain():
@@ -237,7 +239,11 @@ class Run:
         return True
 
     async def _lane(self) -> None:
-        while not self.stopped and len(self._tasks) <= self._most_lanes:
+        while not self.stopped:
+            if len(self._tasks) > self._most_lanes:
+                # At once, so that others who look in this turn of the loop do not go as well.
+                self._tasks.discard(asyncio.current_task())
+                return
             if self._room.enter_nowait(None) is None:
                 await self._room.enter(None, leave=lambda _: self._window.unreserve())
             work = self._intake.take_nowait() or await self._intake.take()
