@@ -194,12 +194,15 @@ class Intake:
             return
         self._sampled = True
         sample: list[tuple[str, Work]] = []
-        while len(sample) < min(_SAMPLE, self._window):
+        until = time.monotonic() + _FIRST_S
+        while len(sample) < min(_SAMPLE, self._window) and time.monotonic() < until:
             work = self._pull_nowait()
             if work is None:
                 break
             sample.append((_text(work), work))
-        if ordering_gain([text for text, _ in sample]) < _WORTH_IT:
+        # A prompt_fn that takes long would hold up the first calls, and every other thing.
+        slow = not self._drained and len(sample) < _SAMPLE // 2 and time.monotonic() >= until
+        if slow or ordering_gain([text for text, _ in sample]) < _WORTH_IT:
             self._orderer = None
             self._queue.extend(work for _, work in sample)
             return

@@ -54,45 +54,52 @@ def knees(options: Any) -> None:
     """Goodput of the defaults over that of the best fixed concurrency."""
     rows = []
     for slots in options.slots:
-        for name, silent in (("silent", False), ("load report", True)):
-            if name not in options.servers:
-                continue
-            settings = {"batching": batching(slots), "load_report": silent}
-            rows.append(knee(slots, name, settings, options))
-    print(f"### Servers with a knee, medians of {options.rounds}\n")
+        best, goodput = best_fixed(slots, sweep=options.sweep)
+        share = goodput * STEPS[slots] / slots
+        fixed = f"{best} ({goodput:,.0f} tokens/s, {share:.1%} of slots / step time)"
+        for server in options.servers:
+            late, whole, peak = with_defaults(slots, server, options)
+            after, during = late / goodput, whole / goodput
+            rows.append(
+                [slots, server, fixed, ">= 0.95", f"{after:.3f}", verdict(after, least=0.95),
+                 ">= 0.85", f"{during:.3f}", verdict(during, least=0.85), round(peak)]
+            )  # fmt: skip
+    print(f"### Servers with a knee, {options.seconds:g} s, medians of {options.rounds}\n")
     table(
-        ["knee", "server", "best fixed (tokens/s)", "auto after 30 s", "target", "reached",
-         "auto, whole run", "target", "reached", "peak in flight after 30 s"], rows
+        ["knee", "server", "best fixed", "target", "second half over best fixed", "reached",
+         "target", "whole run over best fixed", "reached", "peak in flight, second half"], rows
     )  # fmt: skip
 
 
-def knee(slots: int, name: str, settings: dict[str, Any], options: Any) -> list[Any]:
-    capacity = slots / STEPS[slots]
-    warm, seconds = 3 * MEAN_TOKENS * STEPS[slots], options.seconds
+def best_fixed(slots: int, *, sweep: bool) -> tuple[int, float]:
+    """Return the best fixed concurrency and its goodput, once warm, over 15 s."""
+    warm = 3 * MEAN_TOKENS * STEPS[slots]
     found = {}
-    for factor in FIXED if options.sweep else (1.5,):
+    for factor in FIXED if sweep else (1.5,):
         wide = round(slots * factor)
-        say(f"knee {slots}, {name}: fixed {wide}")
-        found[wide] = streamed(settings, warm + 15, wide).goodput(warm, warm + 15)
-        say(f"  {found[wide] / capacity:.3f} of slots / step time")
+        say(f"knee {slots}: fixed {wide}")
+        ledger = streamed({"batching": batching(slots)}, warm + 15, wide)
+        found[wide] = ledger.goodput(warm, warm + 15)
+        say(f"  {found[wide] * STEPS[slots] / slots:.3f} of slots / step time")
     best = max(found, key=lambda wide: found[wide])
-    fixed, late, whole, peaks = [found[best]], [], [], []
+    return best, found[best]
+
+
+def with_defaults(slots: int, server: str, options: Any) -> tuple[float, float, float]:
+    """Return goodput in the second half and over the whole run, and the peak in flight."""
+    seconds = options.seconds
+    settings = {"batching": batching(slots), "load_report": server == "load report"}
+    late, whole, peaks = [], [], []
     for number in range(options.rounds):
-        say(f"knee {slots}, {name}: auto, round {number + 1}")
+        say(f"knee {slots}, {server}: auto, round {number + 1}")
         ledger = streamed(settings, seconds, "auto")
         late.append(ledger.goodput(seconds / 2, seconds))
         whole.append(ledger.goodput(0, seconds))
         peaks.append(ledger.peak(seconds / 2, seconds))
-        say(f"  {late[-1] / capacity:.3f} late, {whole[-1] / capacity:.3f} whole; "
-            f"answered a second {ledger.per_second()['answered']}, "
-            f"in flight {ledger.per_second()['peak']}")  # fmt: skip
-    middle = median(fixed)
-    after, during = median(late) / middle, median(whole) / middle
-    return [
-        slots, name, f"{best} ({middle:,.0f}, {middle / capacity:.1%} of slots / step)",
-        f"{after:.3f}", ">= 0.95", verdict(after, least=0.95),
-        f"{during:.3f}", ">= 0.85", verdict(during, least=0.85), round(median(peaks)),
-    ]  # fmt: skip
+        columns = ledger.per_second()
+        say(f"  {late[-1]:,.0f} late, {whole[-1]:,.0f} whole (tokens/s); "
+            f"answered {columns['answered']}, in flight {columns['peak']}")  # fmt: skip
+    return median(late), median(whole), median(peaks)
 
 
 def settled(ledger: Ledger, at: float, best: float, end: float) -> float | None:
@@ -143,7 +150,10 @@ def rates(options: Any) -> None:
     """A server that answers 429 above its rate."""
     seconds, rate = options.seconds, 50.0
     rows = []
-    paces = {"100 tokens/s": {"tokens_per_second": 100.0}, "0.3 to 0.7 s": {"latency": (0.5, 0.2)}}
+    paces: dict[str, dict[str, Any]] = {
+        "100 tokens/s": {"tokens_per_second": 100.0},
+        "0.3 to 0.7 s": {"latency": (0.5, 0.2)},
+    }
     for (name, pace), hint in product(paces.items(), ("seconds", None)):
         rejected, share = [], []
         for number in range(options.rounds):
@@ -160,9 +170,8 @@ def rates(options: Any) -> None:
             [f"answers in {name}, Retry-After: {hint or 'none'}", "< 1 %", f"{middle:.2%}",
              verdict(middle, most=0.01), f"{median(share):.2f}"]
         )  # fmt: skip
-    print(
-        f"### A server that answers 429 above {rate:g}/s, second half of {seconds:g} s, medians of {options.rounds}\n"
-    )
+    print(f"### A server that answers 429 above {rate:g}/s\n")
+    print(f"Second half of {seconds:g} s, medians of {options.rounds}.\n")
     table(["server", "target", "rejected", "reached", "answers over the rate"], rows)
 
 

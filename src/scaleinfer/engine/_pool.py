@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 import weakref
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from scaleinfer.engine._adaptive import AdaptiveLimiter
+from scaleinfer.engine._breaker import Breaker
 from scaleinfer.engine._endpoint import Endpoint
 from scaleinfer.engine._gate import Gate
 from scaleinfer.engine._limiter import Concurrency, FixedLimiter, Limiter, Outcome
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from scaleinfer.backends._base import Backend
     from scaleinfer.engine._rate_limit import RateLimit
 
-__all__ = ["ANYWHERE", "Pool", "Want", "pool_of"]
+__all__ = ["ANYWHERE", "Pool", "Want", "endpoint_of", "pool_of"]
 
 _LOOK_AT_ALL = 32
 _REMEMBERED = 64
@@ -203,7 +205,7 @@ def pool_of(
         if pool is None:
             pool = next((pool for pool in pools if pool.move_to(loop)), None)
         if pool is None:
-            pool = Pool([_endpoint(b, concurrency, rate_limit) for b in backends], loop)
+            pool = Pool(_endpoints(backends, concurrency, rate_limit), loop)
         # The latest last, so that those not asked for in a long time can be forgotten.
         known[key] = [*(other for other in pools if other is not pool), pool][-_REMEMBERED:]
         while len(known) > _REMEMBERED:
@@ -215,21 +217,59 @@ _POOLS: WeakKeyDictionary[Backend, dict[Hashable, list[Pool]]] = WeakKeyDictiona
 _LOCK = threading.Lock()
 
 
-def _endpoint(
-    backend: Backend, concurrency: int | Concurrency | None, rate_limit: RateLimit | None
+def _endpoints(
+    backends: Sequence[Backend],
+    concurrency: int | Concurrency | None,
+    rate_limit: RateLimit | None,
+) -> list[Endpoint]:
+    endpoints = [_endpoint(backend, concurrency, rate_limit) for backend in backends]
+    if len(endpoints) == 1:
+        # There is nowhere else to go, and the run's retry budget keeps calls from a broken one;
+        # a breaker too would have every first try of an item fail in a probe of its own.
+        endpoints[0].breaker = Breaker(failures=sys.maxsize)
+    return endpoints
+
+
+def endpoint_of(
+    name: str,
+    concurrency: int | Concurrency | None,
+    *,
+    start: int,
+    adaptive: bool = True,
+    most: int | None = None,
+    rate_limit: RateLimit | None = None,
+    weight: float = 1.0,
 ) -> Endpoint:
-    most = backend.most_in_flight
+    """Return an endpoint's state as a map begins with it.
+
+    Args:
+        name: Its name.
+        concurrency: A fixed number, bounds, or `None` for the default.
+        start: Calls in flight to begin with.
+        adaptive: False if `start` is known to be best, and `concurrency` does not say otherwise.
+        most: Calls that the process can hold; `None` for any number.
+        rate_limit: What it allows, if that is known.
+        weight: Its share, relative to others of the same speed.
+    """
     limiter: Limiter
-    if isinstance(concurrency, int) or (concurrency is None and not backend.adaptive):
-        wanted = concurrency or backend.concurrency
+    if isinstance(concurrency, int) or (concurrency is None and not adaptive):
+        wanted = concurrency or start
         limiter = FixedLimiter(wanted if most is None else min(wanted, most))
     else:
         bounds = concurrency or Concurrency()
-        start = bounds.start or backend.concurrency
-        limiter = AdaptiveLimiter(bounds, start=start, most=most)
-    return Endpoint(
+        limiter = AdaptiveLimiter(bounds, start=bounds.start or start, most=most)
+    return Endpoint(name, limiter, rate=RateLimiter(rate_limit), weight=weight)
+
+
+def _endpoint(
+    backend: Backend, concurrency: int | Concurrency | None, rate_limit: RateLimit | None
+) -> Endpoint:
+    return endpoint_of(
         backend.endpoint,
-        limiter,
-        rate=RateLimiter(backend.rate_limit or rate_limit),
+        concurrency,
+        start=backend.concurrency,
+        adaptive=backend.adaptive,
+        most=backend.most_in_flight,
+        rate_limit=backend.rate_limit or rate_limit,
         weight=backend.weight,
     )
