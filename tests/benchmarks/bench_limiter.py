@@ -51,15 +51,16 @@ def streamed(settings: dict[str, Any], seconds: float, concurrency: Any) -> Ledg
 
 
 def knees(options: Any) -> None:
-    """Goodput of the defaults over that of the best fixed concurrency."""
+    """Goodput of the defaults over that of the best fixed concurrency, over the same seconds."""
     rows = []
     for slots in options.slots:
-        best, goodput = best_fixed(slots, sweep=options.sweep)
-        share = goodput * STEPS[slots] / slots
-        fixed = f"{best} ({goodput:,.0f} tokens/s, {share:.1%} of slots / step time)"
+        best = best_fixed(slots) if options.sweep else round(1.5 * slots)
+        fixed_late, fixed_whole, _ = measured(slots, "silent", best, options)
+        share = fixed_late * STEPS[slots] / slots
+        fixed = f"{best} ({fixed_late:,.0f} tokens/s, {share:.1%} of slots / step time)"
         for server in options.servers:
-            late, whole, peak = with_defaults(slots, server, options)
-            after, during = late / goodput, whole / goodput
+            late, whole, peak = measured(slots, server, "auto", options)
+            after, during = late / fixed_late, whole / fixed_whole
             rows.append(
                 [slots, server, fixed, ">= 0.95", f"{after:.3f}", verdict(after, least=0.95),
                  ">= 0.85", f"{during:.3f}", verdict(during, least=0.85), round(peak)]
@@ -71,28 +72,29 @@ def knees(options: Any) -> None:
     )  # fmt: skip
 
 
-def best_fixed(slots: int, *, sweep: bool) -> tuple[int, float]:
-    """Return the best fixed concurrency and its goodput, once warm, over 15 s."""
+def best_fixed(slots: int) -> int:
+    """Return the fixed concurrency with the best goodput, once warm, over 15 s."""
     warm = 3 * MEAN_TOKENS * STEPS[slots]
     found = {}
-    for factor in FIXED if sweep else (1.5,):
+    for factor in FIXED:
         wide = round(slots * factor)
         say(f"knee {slots}: fixed {wide}")
         ledger = streamed({"batching": batching(slots)}, warm + 15, wide)
         found[wide] = ledger.goodput(warm, warm + 15)
         say(f"  {found[wide] * STEPS[slots] / slots:.3f} of slots / step time")
-    best = max(found, key=lambda wide: found[wide])
-    return best, found[best]
+    return max(found, key=lambda wide: found[wide])
 
 
-def with_defaults(slots: int, server: str, options: Any) -> tuple[float, float, float]:
+def measured(
+    slots: int, server: str, concurrency: int | str, options: Any
+) -> tuple[float, float, float]:
     """Return goodput in the second half and over the whole run, and the peak in flight."""
     seconds = options.seconds
     settings = {"batching": batching(slots), "load_report": server == "load report"}
     late, whole, peaks = [], [], []
     for number in range(options.rounds):
-        say(f"knee {slots}, {server}: auto, round {number + 1}")
-        ledger = streamed(settings, seconds, "auto")
+        say(f"knee {slots}, {server}: {concurrency}, round {number + 1}")
+        ledger = streamed(settings, seconds, concurrency)
         late.append(ledger.goodput(seconds / 2, seconds))
         whole.append(ledger.goodput(0, seconds))
         peaks.append(ledger.peak(seconds / 2, seconds))
