@@ -27,6 +27,7 @@ __all__ = ["Endpoint", "EndpointStatistics", "Traffic"]
 _MEMORY_CALLS = 10
 _TRAFFIC_MEMORY_CALLS = 50
 _EXPLORE_CALLS = 4
+_FIRST_CALLS = 8
 _FORGET_S = 30.0
 _FORGET_CALLS = 5
 _FIRST_PAUSE_S = 0.1
@@ -72,16 +73,18 @@ class Traffic:
     Attributes:
         calls: Calls in flight.
         answered: Calls that were answered.
+        several: True if there is more than one endpoint.
         seconds: Recent mean time of an answered call; 1 before the first.
         flow: Calls answered a second, by Little's law: the sum over the endpoints of calls
             in flight over seconds of a call.
     """
 
-    __slots__ = ("answered", "calls", "flow", "seconds")
+    __slots__ = ("answered", "calls", "flow", "seconds", "several")
 
     def __init__(self) -> None:
         self.calls = 0
         self.answered = 0
+        self.several = False
         self.flow = 0.0
         self.seconds = 1.0
 
@@ -175,12 +178,20 @@ class Endpoint:
             self.limiter.has_room
             and (self.breaker.closed or self.breaker.allows(now))
             and self.rate.ready_at <= now
-            and (self._answered > 0 or self.calls < _EXPLORE_CALLS or not self.traffic.answered)
+            and (self._answered > 0 or not self.traffic.several or not self._explored)
         )
+
+    @property
+    def _explored(self) -> bool:
+        """True if enough calls are out to tell how fast an endpoint is that has not answered.
+
+        More would be stuck there if it turns out to be slow.
+        """
+        return self.calls >= (_EXPLORE_CALLS if self.traffic.answered else _FIRST_CALLS)
 
     def wake_at(self, now: float) -> float | None:
         """Return when time alone gives room; `None` if only the end of a call can."""
-        exploring = not self._answered and self.calls >= _EXPLORE_CALLS and self.traffic.answered
+        exploring = not self._answered and self.traffic.several and self._explored
         if exploring or not self.limiter.has_room:
             return None
         wake = now

@@ -61,6 +61,7 @@ class Router:
         self._only = endpoints[0] if len(endpoints) == 1 else None
         self._random = random.Random(seed)
         self._traffic = Traffic()
+        self._traffic.several = len(endpoints) > 1
         self._free: list[Endpoint] = []
         self._place = [0] * len(endpoints)
         self._parked_until: list[float | None] = [None] * len(endpoints)

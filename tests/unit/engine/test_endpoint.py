@@ -231,8 +231,26 @@ def test_an_endpoint_idle_for_long_is_given_another_chance() -> None:
     assert at.seconds(61.0) == 10.0
 
 
+def test_endpoints_that_are_all_new_get_some_calls_each() -> None:
+    at = endpoint()
+    at.traffic.several = True
+    for _ in range(8):
+        assert at.has_room(0.0)
+        at.started(0.0)
+    assert not at.has_room(0.0)
+    assert at.wake_at(0.0) is None
+
+
+def test_an_only_endpoint_gets_all_its_calls_at_once() -> None:
+    at = endpoint()
+    for _ in range(20):
+        assert at.has_room(0.0)
+        at.started(0.0)
+
+
 def test_a_new_endpoint_among_known_ones_is_tried_with_a_few_calls() -> None:
     at = endpoint()
+    at.traffic.several = True
     at.traffic.took(1.0)
     for _ in range(4):
         assert at.has_room(0.0)
