@@ -8,6 +8,22 @@ nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "uv|venv"
 nox.options.sessions = ["lint", "types", "tests", "docs"]
 
+BENCHMARKS = (
+    "import",
+    "wire",
+    "throughput",
+    "stream_memory",
+    "limiter",
+    "outage",
+    "router",
+    "prefix",
+    "hedging",
+    "simulate",
+    "journal",
+    "journal_cpu",
+    "local openvino",
+    "local xllamacpp",
+)
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 
@@ -39,7 +55,7 @@ def lowest(session: nox.Session) -> None:
         str(session.virtualenv.location),
         "--resolution=lowest-direct",
         "-e",
-        ".[data,testing]",
+        ".[data,http2]",
         *needed,
     )
     session.run("pytest", "tests/unit", *session.posargs)
@@ -77,14 +93,18 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks; their tables go into docs/benchmarks.md by hand."""
-    _install(session, "test", extras="local,testing")
-    session.install("xllamacpp")
+    """Run the benchmarks; their tables go into docs/benchmarks.md by hand.
+
+    Each argument is one benchmark with its own arguments: `-- "throughput --quick" hedging`.
+    Peers have a venv of their own, because their dependencies contradict each other's:
+    `-- "throughput --python PEERS/bin/python"`; without it they are listed as not there.
+    """
+    _install(session, "test", extras="local,http2")
+    session.install("pyreqwest>=0.15", "xllamacpp")
     session.run("scaleinfer", "model", "install")
-    chosen = session.posargs or ("map", "journal", "local openvino", "local xllamacpp")
-    for benchmark in chosen:
+    for benchmark in session.posargs or BENCHMARKS:
         name, *arguments = benchmark.split()
-        session.run("python", f"tests/benchmarks/bench_{name}.py", *arguments)
+        session.run("python", "-m", f"tests.benchmarks.bench_{name}", *arguments)
 
 
 @nox.session(venv_backend="venv")

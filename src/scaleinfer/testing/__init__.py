@@ -2,8 +2,7 @@
 
 `SimulatedServer` answers without a model, with the latency and the faults you script, and its
 `Ledger` knows the truth about every request that arrived: by prompt, how often it was asked and
-answered, what went wrong and whether the client went away. It takes the extra `testing`:
-`pip install 'scaleinfer[testing]'`.
+answered, what went wrong and whether the client went away.
 """
 
 from __future__ import annotations

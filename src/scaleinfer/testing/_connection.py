@@ -30,20 +30,11 @@ _HEADS = 4096
 
 
 class Listener:
-    """A listening socket on 127.0.0.1 and its connections, in the running loop.
-
-    Raises:
-        ConfigError: httptools is not installed.
-    """
+    """A listening socket on 127.0.0.1 and its connections, in the running loop."""
 
     def __init__(self, service: Service) -> None:
-        try:
-            import httptools
-        except ImportError as error:
-            raise ConfigError(
-                "The simulated server parses HTTP with httptools, which is not installed.",
-                hint="Install it with: pip install 'scaleinfer[testing]'",
-            ) from error
+        import httptools
+
         self.service = service
         self._conditions = service.conditions
         self.parser = httptools.HttpRequestParser
