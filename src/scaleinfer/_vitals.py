@@ -131,9 +131,9 @@ def verdict(
         (late >= _HALF, "this process: something blocked its event loop without computing"),
         (shares.queue >= _LARGE and rated, "the rate limit"),
         (prompting >= _HALF, "prompt_fn: most of the time went into waiting for it"),
+        (shares.retry >= _HALF, "errors: most of the time went into waiting to try again"),
         (shares.record >= _LARGE, "the journal"),
         (shares.connection >= _LARGE, "opening connections"),
-        (shares.retry >= _HALF, "errors: most of the time went into waiting to try again"),
         (limit, f"the limit of calls in flight ({limit})"),
     ]
     return next((name for holds, name in found if holds), "the endpoint")

@@ -26,7 +26,7 @@ _LOOK_EVERY = 0.02
 class _Running:
     """A call that may get a second copy."""
 
-    __slots__ = ("answer", "call", "cancels", "second", "task", "timeout")
+    __slots__ = ("answer", "call", "cancels", "raised", "second", "task", "timeout")
 
     def __init__(self, call: Call, task: asyncio.Task[object], timeout: float | None) -> None:
         self.call = call
@@ -35,6 +35,17 @@ class _Running:
         self.cancels = task.cancelling()
         self.second: asyncio.Task[None] | None = None
         self.answer: Completion | None = None
+        self.raised: Exception | None = None
+
+    def outcome(self) -> Completion | None:
+        """Return the second copy's answer; `None` if it brought none.
+
+        Raises:
+            Exception: Whoever was told of it raised this: the journal, say.
+        """
+        if self.raised is not None:
+            raise self.raised
+        return self.answer
 
 
 class Copies:
@@ -112,20 +123,24 @@ class Copies:
             return await backend.complete(call.request, timeout=running.timeout)
         except asyncio.CancelledError:
             # The copy that answered first cancelled us; so may have somebody else as well.
-            if running.answer is None or running.task.uncancel() > running.cancels:
+            told = running.answer is not None or running.raised is not None
+            if not told or running.task.uncancel() > running.cancels:
                 raise
             call.superseded = True
-            return running.answer
+            answer = running.outcome()
+            assert answer is not None
+            return answer
         except Exception:
             if running.second is None:
                 raise
             # It may still be answered; only the copy's answer ends this wait by itself.
             self._running.discard(running)
             await asyncio.wait({running.second})
-            if running.answer is None:
+            answer = running.outcome()
+            if answer is None:
                 raise
             call.superseded = True
-            return running.answer
+            return answer
 
     async def _look(self) -> None:
         """Look every few milliseconds for calls that straggle."""
@@ -180,11 +195,14 @@ class Copies:
             )
             self._pool.wake()
         first.number = call.number
-        if completion is not None:
-            call.answered(backend.endpoint, completion, time.monotonic() - call.began)
-        if error is not None:
-            call.failed(backend.endpoint, error)
-            return
+        try:
+            if completion is not None:
+                call.answered(backend.endpoint, completion, time.monotonic() - call.began)
+            elif error is not None:
+                call.failed(backend.endpoint, error)
+                return
+        except Exception as raised:
+            running.raised = raised
         running.answer = completion
         if running in self._running:
             running.task.cancel()
