@@ -146,6 +146,10 @@ class Run:
         raised = self._raised or self._intake.raised
         if raised is not None:
             raise raised
+        if not self.stopped and self.counts.done != self._intake.pulled:
+            raise RuntimeError(  # a defect of ours must not look like a complete run
+                f"{self.counts.done} results for {self._intake.pulled} items: please report this."
+            )
 
     def grow(self) -> None:
         """Have as many lanes as the engine's limit asks for; too many end by themselves."""

@@ -56,6 +56,8 @@ BackendSpec = Any
 PromptFn = str | Callable[[Any], Any]
 
 _TICK = 0.2
+_OTHERS_MAY_OPEN = 1.0
+"""Seconds that endpoints get to become ready once one of them is."""
 _ENDINGS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
 _CTRL_C = "Ctrl-C was pressed."
 
@@ -196,25 +198,42 @@ async def _open_backends(
         The opened ones, or all of them and what is wrong if none could be opened.
     """
     backends = [resolved.backend for resolved in options.chosen]
-    outcomes = await asyncio.gather(
-        *(_open_backend(backend, options.retry, progress) for backend in backends),
-        return_exceptions=True,
-    )
-    opened = []
-    for backend, outcome in zip(backends, outcomes, strict=True):
-        if outcome is None:
-            stack.push_async_callback(backend.aclose)
-            opened.append(backend)
-    failures = [outcome for outcome in outcomes if outcome is not None]
-    for failure in failures:
-        if not isinstance(failure, EndpointError):
+    opened: list[Backend] = []
+    failures: dict[int, BaseException] = {}
+
+    async def open_one(number: int, backend: Backend) -> None:
+        try:
+            await _open_backend(backend, options.retry, progress)
+        except Exception as error:
+            failures[number] = error
+            return
+        # At once: whatever happens to the others, this one is closed in the end.
+        stack.push_async_callback(backend.aclose)
+        opened.append(backend)
+
+    tasks = {asyncio.create_task(open_one(*numbered)) for numbered in enumerate(backends)}
+    try:
+        waiting = tasks
+        while waiting and not opened:
+            _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if waiting:
+            _, waiting = await asyncio.wait(waiting, timeout=_OTHERS_MAY_OPEN)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for number, backend in enumerate(backends):
+        failure = failures.get(number)
+        if failure is not None and not isinstance(failure, EndpointError):
             raise failure
-        if opened:
-            progress.note(f"Going on without an endpoint: {failure}")
+        if opened and backend not in opened:
+            why = str(failure) if failure is not None else f"{backend.endpoint} is not ready."
+            progress.note(f"Going on without an endpoint: {why}")
     if opened:
-        return opened, None
-    assert isinstance(failures[0], EndpointError)
-    return backends, failures[0]
+        return [backend for backend in backends if backend in opened], None
+    first = failures[min(failures)]
+    assert isinstance(first, EndpointError)
+    return backends, first
 
 
 async def _open_backend(backend: Backend, retry: Retry, progress: Progress) -> None:

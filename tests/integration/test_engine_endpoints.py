@@ -121,16 +121,7 @@ async def test_a_slow_endpoint_gets_little_and_does_not_hold_the_tail() -> None:
 
 @pytest.mark.parametrize(
     "weight",
-    [
-        1,
-        pytest.param(
-            3,
-            marks=pytest.mark.xfail(
-                reason="there are as many lanes as places, so every endpoint is always full",
-                strict=True,
-            ),
-        ),
-    ],
+    [1, 3],
 )
 async def test_weights_and_names_of_their_own(weight: int) -> None:
     async with (
@@ -175,7 +166,6 @@ async def test_a_wrong_key_at_one_endpoint_is_not_the_others() -> None:
         assert {result.endpoint for result in results} == {fine.base_url}
 
 
-@pytest.mark.xfail(reason="_session.py waits for every endpoint to open", strict=True)
 async def test_an_endpoint_that_loads_its_model_does_not_hold_up_the_others() -> None:
     loading = Fault.status(503, everywhere=True, body='{"error":{"message":"Loading model"}}')
     async with SimulatedServer() as ready, SimulatedServer(faults=[loading]) as starts:
@@ -300,12 +290,7 @@ async def test_a_backends_own_rate_limit_goes_before_the_maps() -> None:
 @pytest.mark.parametrize(
     "by",
     [
-        pytest.param(
-            "map",
-            marks=pytest.mark.xfail(
-                reason="_engine.py: rate_limit= of the map reserves no tokens", strict=True
-            ),
-        ),
+        "map",
         "backend",
     ],
 )
@@ -451,7 +436,6 @@ class Number(BaseModel):
     number: int
 
 
-@pytest.mark.xfail(reason="_engine.py: each duplicate asks anew, one after the other", strict=True)
 async def test_an_answer_that_does_not_fit_is_not_asked_for_by_each_duplicate() -> None:
     async with SimulatedServer(latency=0.02, json_schema="ignore") as server:
         results = await parallel_map(

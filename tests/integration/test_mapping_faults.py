@@ -243,7 +243,8 @@ async def test_waiting_items_hold_no_place() -> None:
     fault = Fault.status(500, first=1, match="even")
     items = [f"{'even' if number % 2 == 0 else 'odd'} {number}" for number in range(20)]
     async with SimulatedServer(faults=[fault]) as server:
-        results = await parallel_map(items, "{}", base_url=server.base_url, concurrency=1, retry=Retry(initial=1.0), **QUIET)
+        options = {"concurrency": 1, "retry": Retry(initial=1.0), **QUIET}
+        results = await parallel_map(items, "{}", base_url=server.base_url, **options)
         assert results.stats.ok == 20
         requests = server.ledger.requests
         last_odd = max(request.arrived for request in requests if "odd" in request.prompt)

@@ -88,8 +88,11 @@ class AdaptiveLimiter(Limiter):
                 knee.limit = min(knee.limit, in_flight + 1.0)
             seen = self._rounds.ended(now, began, tokens or 1)
             if seen is not None:
-                cuts = knee.cuts
+                cuts, held = knee.cuts, knee.holding
                 knee.observe(now, seen)
+                if knee.holding and not held:
+                    # The last leaps mixed calls that waited with calls that did not.
+                    self._rounds.forget()
                 self._shrinking = knee.cuts > cuts
                 self._rounds.reset(now, in_flight, knee.alarm, knee.share)
         elif outcome is _REJECTED or outcome is _TIMEOUT:

@@ -162,7 +162,7 @@ class Copies:
         place = self._pool.enter_nowait(want)
         if place is None:
             return False
-        if not self._hedger.take(shrinking=self._pool.shrinking):
+        if not self._hedger.take(shrinking=self._pool.endpoints[place].limiter.shrinking):
             self._pool.unused(place)
             return False
         self.sent += 1

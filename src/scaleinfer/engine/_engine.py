@@ -16,7 +16,7 @@ from scaleinfer.engine._packing import Packer
 from scaleinfer.engine._pool import ANYWHERE, Want
 from scaleinfer.engine._retry import GiveUp, RetryAuthority, RetryStatistics, WaitFor
 from scaleinfer.engine._sharing import Sharing
-from scaleinfer.errors import EndpointError
+from scaleinfer.errors import EndpointError, SchemaError
 from scaleinfer.results import Attempt, Completion, Usage
 
 if TYPE_CHECKING:
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from scaleinfer.engine._retry import Retry, Track
     from scaleinfer.requests import Request
 
+    Settle = Callable[[Completion], Awaitable[bool | None]]
+
 __all__ = ["Engine", "EngineStatistics", "Waits"]
+
 
 _ANSWER_TOKENS = 256
 """Tokens expected of an answer without `max_tokens`, for rate limits; corrected afterwards."""
@@ -137,20 +140,13 @@ class Engine:
         self._several = len(self._backends) > 1
         self._model = model
         self._own_names = {backend.model for backend in backends} - {model} != set()
-        self._rated = any(backend.rate_limit is not None for backend in backends)
+        self._rated = pool.rated
         self._in_flight = self._peak = self._waiting = self._shared = 0
 
     @property
     def limit(self) -> int:
         """Calls that may be in flight at all endpoints together."""
         return self._pool.limit
-
-    @property
-    def limit_reason(self) -> str:
-        """Why no more calls may be in flight; of several endpoints, at the one with most."""
-        limiters = [endpoint.limiter for endpoint in self._pool.endpoints]
-        busiest = max(limiters, key=lambda limiter: limiter.limit).statistics()
-        return f"{busiest.limit}: {busiest.reason}"
 
     def endpoints(self) -> list[EndpointStatistics]:
         """Return where each endpoint stands."""
@@ -184,7 +180,7 @@ class Engine:
         *,
         attempted: Callable[[Attempt], None],
         number: int = 0,
-        settle: Callable[[Completion], Awaitable[None]] | None = None,
+        settle: Settle | None = None,
         affinity: int | None = None,
     ) -> Coroutine[Any, Any, Completion]:
         """Make a request and return its answer, once awaited.
@@ -212,12 +208,26 @@ class Engine:
         request: Request,
         attempted: Callable[[Attempt], None],
         number: int,
-        settle: Callable[[Completion], Awaitable[None]] | None,
+        settle: Settle | None,
         affinity: int | None,
     ) -> Completion:
+        unfit: list[SchemaError] = []
+
+        async def settle_ours(completion: Completion) -> bool:
+            if settle is None:
+                return True
+            try:
+                await settle(completion)
+            except SchemaError as error:
+                # It is the same answer for everybody; each deals with it for itself.
+                unfit.append(error)
+            return not unfit
+
         completion, led = await sharing.call(
-            request.digest(), lambda: self._call(request, attempted, number, settle, affinity)
+            request.digest(), lambda: self._call(request, attempted, number, settle_ours, affinity)
         )
+        if unfit:
+            raise unfit[0]
         if led:
             return completion
         self._shared += 1
@@ -234,7 +244,7 @@ class Engine:
         request: Request,
         attempted: Callable[[Attempt], None],
         number: int,
-        settle: Callable[[Completion], Awaitable[None]] | None,
+        settle: Settle | None,
     ) -> Completion:
         """Ask together with others; what fails is asked again by itself."""
         call = Call(request, number + 1, attempted)
@@ -290,7 +300,7 @@ class Engine:
         request: Request,
         attempted: Callable[[Attempt], None],
         number: int,
-        settle: Callable[[Completion], Awaitable[None]] | None,
+        settle: Settle | None,
         affinity: int | None,
     ) -> Completion:
         want = self._want(request, affinity)
@@ -359,7 +369,7 @@ class Engine:
         self,
         call: Call,
         want: Want,
-        settle: Callable[[Completion], Awaitable[None]] | None,
+        settle: Settle | None,
         timeout: float | None,  # noqa: ASYNC109 - the wire client keeps it
     ) -> Completion:
         pool = self._pool
@@ -396,10 +406,12 @@ class Engine:
                 self._rated = True
             outcome = Outcome.OK
             self.authority.succeeded()
+            fits = True
             if settle is not None:
-                await settle(completion)
+                fits = await settle(completion) is not False
                 self.waits.record += time.monotonic() - ended
-            self.authority.accepted()
+            if fits:
+                self.authority.accepted()
             return completion
         finally:
             self._in_flight -= 1

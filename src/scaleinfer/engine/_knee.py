@@ -22,7 +22,7 @@ _QUEUED = 0.6
 _DESCENT = 0.7
 _STEEP = 0.7
 _FEWER, _MUCH_FEWER, _SLOPED = 0.75, 0.5, 1.3
-_SECOND, _SAME = 2, 0.02
+_SAME = 0.02
 _KV_FULL = 0.95
 _MEMORY_S = 40.0
 _NO_EFFECT = 0.3
@@ -30,7 +30,13 @@ _TOLD = 0.5
 _STEP = 0.8
 _VAGUE = 0.25
 _REST = 0.1
+_NOISE = 1.5
+_TRIED = 0.58
+_RISE = 1.01
+_EFFECT, _EFFECT_MOST = 0.1, 0.4
+_BURST = 2.0
 _SHALLOW = 0.85
+_DEEPER = 0.62
 _DEEP = 0.5
 
 
@@ -53,7 +59,9 @@ class Knee:
         self._last = (0.0, math.inf)
         self._scaled = math.inf
         self._quiet = self._series = 0
-        self._cut: tuple[float, float] | None = None
+        self._tried: tuple[float, float, float | None, float] | None = None
+        self._fixed = 0.0
+        self._scatter = math.inf
 
     def observe(self, now: float, seen: Round) -> None:
         """Take a round into account and set the limit anew."""
@@ -92,12 +100,12 @@ class Knee:
             self._points.pop()
         if seen.queued is not None and (self._crowded(seen) or seen.kv_cache > _KV_FULL):
             self._points.append((n, per_token))
-            self._settle(now, (n - seen.queued) / per_token)
+            self._settle(now, seen, (n - seen.queued) / per_token)
             return
-        if not self._points and seen.queued is None and seen.last > 1.3 * seen.first:
+        if not self._points and seen.queued is None and seen.last > _BURST * seen.first:
             # The first burst: the first to be answered found free places, the last a queue.
             self._points.append((n, seen.first))
-            self._settle(now, seen.goodput)
+            self._settle(now, seen, seen.goodput)
             return
         if seen.peak < _USED * self.limit:
             return
@@ -105,18 +113,24 @@ class Knee:
         if self._points:
             before, then = self._points[-1]
             if seen.early:
-                self._settle(now, seen.place / per_token)
+                self._settle(now, seen, seen.place / per_token)
                 return
             gain = 1 - math.log(per_token / then) / math.log(n / before)
             if gain < _WORTH:
-                self._settle(now, n / per_token)
+                self._settle(now, seen, n / per_token)
                 return
             factor = 3 if gain >= _LINEAR else 2 if gain >= _RELIABLE else 1.25
         self._points.append((n, per_token))
         self.limit *= factor
+        rest = _intercept(seen)
+        if rest is not None:
+            self._fixed = min(self._fixed or rest, rest)
 
-    def _settle(self, now: float, goodput: float) -> None:
+    def _settle(self, now: float, seen: Round, goodput: float) -> None:
         self.refused(now)
+        shape = 1 + self._slope * min(seen.in_flight, self._cap)
+        slowest = max(seen.per_token, seen.last) / shape
+        self._tried = (seen.in_flight, slowest, None, self.limit)
         knee = self._knee(self._floors[0][1], goodput)
         self.limit = max(1.0, _TROUGH * min(knee, 1.25 * self.limit))
 
@@ -134,6 +148,9 @@ class Knee:
 
     def _hold(self, now: float, seen: Round) -> None:
         n, per_token = seen.in_flight, seen.per_token
+        # Waiting scatters latencies too: the endpoint's own scatter is the least of late.
+        self._scatter = min(seen.scatter, _RISE * self._scatter)
+        noise = self._scatter / math.sqrt(seen.ended)
         # The line holds as far as it was seen; above the knee nothing gets slower but the queue.
         shape = 1 + self._slope * min(n, self._cap)
         floors = self._floors
@@ -153,7 +170,9 @@ class Knee:
         scaled = self._remember(now, n, per_token, shape)
         floor = floors[0][1]
         unqueued = floor * shape
-        allowed = max(1.0, _QUEUE * math.sqrt(n))
+        allowed = max(1.0, _QUEUE * math.sqrt(n), _NOISE * noise * n)
+        if self._was_no_queue(now, n, scaled, seen):
+            return
         rest, doubt = self._rest(now, seen)
         told = doubt < _TOLD * allowed / n
         if told or n * (rest / per_token - 2 * doubt) > allowed:
@@ -168,10 +187,12 @@ class Knee:
                 queued = max(queued, 1.1 * allowed)
         if queued > allowed:
             knee = n - queued if rest > 0 else min(n, self._knee(floor, n / per_token))
-            self._cut_back(n, scaled, knee, 0.5 * allowed / n)
+            if self._tried is None:
+                self._tried = (n, scaled, _intercept(seen), self.limit)
+            self._cut_back(n, knee, 0.5 * allowed / n)
             self.reason = "at the knee" if seen.queued is None else "load report"
             return
-        self._series, self._cut = 0, None
+        self._series, self._tried = 0, None
         self._cap = max(self._cap, 1.2 * n)
         if n < _USED * self.limit:
             self._quiet = 0
@@ -180,13 +201,11 @@ class Knee:
         step = _STEP * math.sqrt(n) * 2 ** max(0, self._quiet - 2)
         self.limit += max(0.5, min(step, 0.5 * n))
 
-    def _cut_back(self, n: float, scaled: float, knee: float, noise: float) -> None:
+    def _cut_back(self, n: float, knee: float, noise: float) -> None:
         """More wait than is needed to keep the endpoint busy: go just below the knee."""
         # One noisy round must not cost much; the next one, if it agrees, cuts deeper.
-        least = n * (_DEEP if self._series else _SHALLOW)
+        least = n * (_SHALLOW, _DEEPER, _DEEP)[min(self._series, 2)]
         self._series += 1
-        if self._series == _SECOND:
-            self._cut = (n, scaled)
         # Less room than last time: somebody else wants it too. Give way.
         yielding = knee < self._found * (1 - max(_SAME, noise))
         self._found = knee
@@ -205,27 +224,64 @@ class Knee:
         while floors and floors[-1][1] >= fast:
             floors.pop()
         floors.append((now, fast))
-        if self._cut is not None:
-            before, then = self._cut
-            fewer = n < (_MUCH_FEWER if shape < _SLOPED else _FEWER) * before
-            if fewer and scaled > then * (n / before) ** (_NO_EFFECT / shape):
-                # Fewer calls, yet hardly faster: it is not our queue, the endpoint is slower.
-                floors.clear()
-                floors.append((now, scaled))
         return scaled
+
+    def _was_no_queue(self, now: float, n: float, scaled: float, seen: Round) -> bool:
+        """Judge the cuts so far by their effect; undo them if there was none.
+
+        A queue of ours gets shorter with every call less, and calls faster: seconds per token fall
+        as the calls in flight do. If they did not fall, goodput did.
+        """
+        if self._tried is None or seen.queued is not None:
+            return False
+        before, then, rest, limit = self._tried
+        if n > _TRIED * before:
+            return False
+        now_rest = _intercept(seen)
+        if rest is None or now_rest is None:
+            fewer = math.log(before / n)
+            effect = math.log(then / scaled)
+        else:
+            fewer = 1 - n / before
+            effect = (rest - now_rest) / (seen.per_token * seen.tokens)
+            if effect < -max(_EFFECT_MOST * fewer, 2 * seen.noise):
+                # Others' calls came, or it got slower: a constant part would have stayed.
+                self._tried = (n, scaled, now_rest, limit)
+                return False
+        if effect > min(max(_EFFECT * fewer, 2 * seen.noise), _EFFECT_MOST * fewer):
+            return False
+        self._floors.clear()
+        self._floors.append((now, scaled))
+        if now_rest is not None:
+            self._rests.clear()
+            self._fixed = now_rest
+        self._series, self._tried = 0, None
+        self.limit = limit
+        return True
 
     def _rest(self, now: float, seen: Round) -> tuple[float, float]:
         """Seconds per token that calls wait, as the lengths of answers tell; its relative doubt."""
         rest = max(0.0, seen.per_token - seen.working)
         if seen.working_error > _VAGUE:
             return 0.0, math.inf
+        doubt = seen.working_error
+        fixed = min(self._fixed, (rest + 2 * doubt * seen.per_token) * seen.tokens)
+        self._fixed = fixed
         rests = self._rests
         while rests and rests[0][0] < now - _MEMORY_S:
             rests.popleft()
         while rests and rests[-1][1] >= rest:
             rests.pop()
         rests.append((now, rest))
-        return rest - min(rests[0][1], _REST * seen.per_token), seen.working_error
+        known = max(min(rests[0][1], _REST * seen.per_token), fixed / seen.tokens)
+        return max(0.0, rest - known), doubt
+
+
+def _intercept(seen: Round) -> float | None:
+    """Seconds of a call that do not depend on its length; `None` if unknown."""
+    if seen.working_error > _VAGUE:
+        return None
+    return max(0.0, seen.per_token - seen.working) * seen.tokens
 
 
 def _relative_slope(points: list[tuple[float, float]]) -> float:

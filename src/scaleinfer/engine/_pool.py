@@ -64,11 +64,13 @@ class Pool:
     Attributes:
         endpoints: The same.
         router: Chooses among them.
+        rated: True if an endpoint has a rate limit that was given, not learned.
     """
 
     def __init__(self, endpoints: Sequence[Endpoint], loop: asyncio.AbstractEventLoop) -> None:
         self.endpoints = list(endpoints)
         self.router = Router(self.endpoints)
+        self.rated = any(endpoint.rate.rated for endpoint in self.endpoints)
         self._gate: Gate[Want, int] = Gate(self._take, has_room=self._has_room)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -107,11 +109,6 @@ class Pool:
     def queued(self) -> int:
         """Calls that wait for a place."""
         return self._gate.waiting
-
-    @property
-    def shrinking(self) -> bool:
-        """True while load has just made a limit smaller."""
-        return any(endpoint.limiter.shrinking for endpoint in self.endpoints)
 
     def has_other(self, than: set[int]) -> bool:
         """True if there is an endpoint that is none of these and takes calls."""
@@ -222,7 +219,8 @@ def _endpoints(
     concurrency: int | Concurrency | None,
     rate_limit: RateLimit | None,
 ) -> list[Endpoint]:
-    endpoints = [_endpoint(backend, concurrency, rate_limit) for backend in backends]
+    heaviest = max(backend.weight for backend in backends)
+    endpoints = [_endpoint(one, concurrency, rate_limit, heaviest) for one in backends]
     if len(endpoints) == 1:
         # There is nowhere else to go, and the run's retry budget keeps calls from a broken one;
         # a breaker too would have every first try of an item fail in a probe of its own.
@@ -239,6 +237,7 @@ def endpoint_of(
     most: int | None = None,
     rate_limit: RateLimit | None = None,
     weight: float = 1.0,
+    heaviest: float | None = None,
 ) -> Endpoint:
     """Return an endpoint's state as a map begins with it.
 
@@ -250,10 +249,12 @@ def endpoint_of(
         most: Calls that the process can hold; `None` for any number.
         rate_limit: What it allows, if that is known.
         weight: Its share, relative to others of the same speed.
+        heaviest: The greatest weight among the endpoints; a fixed number of calls is for that
+            one, and others have fewer in proportion.
     """
     limiter: Limiter
     if isinstance(concurrency, int) or (concurrency is None and not adaptive):
-        wanted = concurrency or start
+        wanted = max(1, round((concurrency or start) * weight / (heaviest or weight)))
         limiter = FixedLimiter(wanted if most is None else min(wanted, most))
     else:
         bounds = concurrency or Concurrency()
@@ -262,7 +263,10 @@ def endpoint_of(
 
 
 def _endpoint(
-    backend: Backend, concurrency: int | Concurrency | None, rate_limit: RateLimit | None
+    backend: Backend,
+    concurrency: int | Concurrency | None,
+    rate_limit: RateLimit | None,
+    heaviest: float,
 ) -> Endpoint:
     return endpoint_of(
         backend.endpoint,
@@ -272,4 +276,5 @@ def _endpoint(
         most=backend.most_in_flight,
         rate_limit=backend.rate_limit or rate_limit,
         weight=backend.weight,
+        heaviest=heaviest,
     )

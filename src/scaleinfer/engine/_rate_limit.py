@@ -106,18 +106,22 @@ class RateLimiter:
         rules: The user's limits. Those left out are learned from the endpoint's headers.
 
     Attributes:
+        rated: True if limits were given, rather than learned.
         ready_at: When the next call may start; a time that is not after now means at once.
             It is the same for calls of every size: were large ones made to wait for their
             tokens, small ones would take these away from them for ever.
     """
 
-    __slots__ = ("_hold", "_pauses", "_refills", "_rejected", "_requests", "_tokens", "ready_at")
+    __slots__ = (
+        "_hold", "_pauses", "_refills", "_rejected", "_requests", "_tokens", "rated", "ready_at",
+    )  # fmt: skip
 
     def __init__(self, rules: RateLimit | None = None) -> None:
         rules = rules or RateLimit()
         requests, tokens = rules.requests_per_minute, rules.tokens_per_minute
         self._requests = None if requests is None else _Pace(requests, learned=False)
         self._tokens = None if tokens is None else _Pace(tokens, learned=False)
+        self.rated = requests is not None or tokens is not None
         self._hold = self.ready_at = _NEVER
         self._refills = [False, False]
         self._rejected = self._pauses = 0

@@ -175,6 +175,7 @@ class RetryAuthority:
         """A call was answered well."""
         self._successes += 1
         self._reached = True
+        self._broken = 0
         self._budget.answered()
 
     def accepted(self) -> None:
@@ -221,7 +222,7 @@ class RetryAuthority:
 
     def _never_answers(self, error: EndpointError, now: float) -> bool:
         limit = self.retry.stop_after
-        if limit is None or self._successes or isinstance(error, COME_BACK_LATER):
+        if limit is None or isinstance(error, COME_BACK_LATER):
             self._broken = 0
             return False
         if not self._broken:
@@ -230,9 +231,14 @@ class RetryAuthority:
         # At one probe a second a hundred requests would use up their attempts in many
         # minutes; so what one alone would have waited is the limit for all.
         silence = now - self._broken_since
-        if self._broken < limit or silence < self._longest_silence:
+        longest, calls = self._longest_silence, self._failures
+        if self._successes:
+            calls = self._broken
+            # It worked before: an outage may well last longer than one request's tries.
+            longest = max(longest, self.retry.patience)
+        if self._broken < limit or silence < longest:
             return False
-        self._abort(error, f"none of {self._failures} calls was answered in {silence:.0f} s")
+        self._abort(error, f"none of {calls} calls was answered in {silence:.0f} s")
         return True
 
     def _give_up(self, error: ScaleInferError) -> GiveUp:

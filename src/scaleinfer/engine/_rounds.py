@@ -34,6 +34,8 @@ class Round:
         tokens: Completion tokens of a call, on average.
         working: Seconds per token while a call is worked on, as answers of different lengths tell.
         working_error: Its relative standard error; infinite if unknown.
+        scatter: Relative standard deviation of a call's latency, its length allowed for.
+        ended: Calls that ended.
         queued: Calls of ours in the endpoint's own queue, as its load reports tell; `None` if it
             sends none.
         kv_cache: Share of its KV cache in use, as they tell.
@@ -50,8 +52,15 @@ class Round:
     tokens: float
     working: float = 0.0
     working_error: float = math.inf
+    scatter: float = 0.0
+    ended: int = 1
     queued: float | None = None
     kv_cache: float = 0.0
+
+    @property
+    def noise(self) -> float:
+        """Relative standard error of `per_token`."""
+        return self.scatter / math.sqrt(self.ended)
 
 
 class Rounds:
@@ -83,6 +92,10 @@ class Rounds:
         self._reports = 0
         self._queued = self._kv_cache = 0.0
         self.alarm, self.share = alarm, share
+
+    def forget(self) -> None:
+        """Calls so far tell no more how latency depends on length."""
+        self._times = TokenTime()
 
     def started(self, now: float, in_flight: int) -> None:
         """A call begins as one of `in_flight`."""
@@ -140,6 +153,8 @@ class Rounds:
             self._tokens / ended,
             times.seconds,
             times.error,
+            times.scatter,
+            ended,
             self._queued / self._reports * level if self._reports > 0.5 * ended else None,
             self._kv_cache / (self._reports or 1),
         )

@@ -65,6 +65,8 @@ class SlotServer:
     """`slots` answers at a time, a fixed time per token, anything above waits in one line.
 
     Attributes:
+        constant: Seconds that every answer takes on top: prefill, network, overhead.
+        jitter: Relative spread of the latency, uniform, whatever the length.
         reports: True if answers carry a load report.
         noise: Relative spread of the time an answer takes.
     """
@@ -74,6 +76,8 @@ class SlotServer:
     per_token: float
     reports: bool = False
     noise: float = 0.0
+    constant: float = 0.0
+    jitter: float = 0.0
     seed: int = 0
     running: int = 0
     waiting: deque[Call] = field(default_factory=deque)
@@ -93,7 +97,9 @@ class SlotServer:
         while self.waiting and self.running < self.slots:
             call = self.waiting.popleft()
             self.running += 1
-            took = call.tokens * self.per_token
+            took = self.constant + call.tokens * self.per_token
+            if self.jitter:
+                took *= self._random.uniform(1 - self.jitter, 1 + self.jitter)
             if self.noise:
                 took *= max(0.2, self._random.gauss(1, self.noise))
             self.simulation.at(self.simulation.now + took, lambda call=call: self._end(call))  # type: ignore[misc]
@@ -187,11 +193,14 @@ class RateLimited:
     per_token: float
     burst: float
     retry_after: bool = False
+    constant: float = 0.01
+    jitter: float = 0.0
     accepted: int = 0
     rejected: int = 0
 
     def __post_init__(self) -> None:
         self._bucket, self._then = self.burst, 0.0
+        self._random = random.Random(0)
 
     def submit(self, call: Call) -> None:
         now = self.simulation.now
@@ -200,7 +209,9 @@ class RateLimited:
         if self._bucket >= 1:
             self._bucket -= 1
             self.accepted += 1
-            took = 0.01 + call.tokens * self.per_token
+            took = self.constant + call.tokens * self.per_token
+            if self.jitter:
+                took *= self._random.uniform(1 - self.jitter, 1 + self.jitter)
         else:
             self.rejected += 1
             call.outcome = Outcome.REJECTED

@@ -129,6 +129,76 @@ def test_two_clients_share_a_server(spread: float, stagger: float) -> None:
     assert sum(shares) >= 0.9 * 200 / 0.01
 
 
+UNLIMITED = 10**6
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["growing", "holding"])
+@pytest.mark.parametrize("spread", [0.0, 0.4])
+@pytest.mark.parametrize(
+    ("constant", "per_token", "jitter"),
+    [(0.1, 0.008, 0.0), (0.25, 0.005, 0.0), (0.5, 0.0, 0.0), (0.5, 0.0, 0.4), (0.25, 0.005, 0.4)],
+    ids=["20 % constant", "50 % constant", "constant", "random", "random, 50 % constant"],
+)
+def test_what_does_not_depend_on_length_is_no_queue(
+    constant: float, per_token: float, jitter: float, spread: float, refused: bool
+) -> None:
+    simulation = Simulation()
+    server = SlotServer(simulation, UNLIMITED, per_token, constant=constant, jitter=jitter)
+    limiter = adaptive(max=500)
+    Client(simulation, server, limiter, tokens=50, spread=spread)
+    if refused:
+        # No more leaps: the limit is at the mercy of what the rounds seem to tell.
+        simulation.at(1.2, lambda: limiter._knee.refused(1.2))
+    peak = 0
+    for second in range(1, 31):
+        simulation.run(second)
+        peak = max(peak, limiter.limit)
+        assert limiter.limit >= 0.5 * peak
+    assert peak == 500
+
+
+@pytest.mark.parametrize("tokens", [1, 50])
+def test_gets_over_a_wrong_guess(tokens: int) -> None:
+    simulation = Simulation()
+    server = SlotServer(simulation, UNLIMITED, 0.0, constant=0.1)
+    limiter = adaptive(max=300)
+    Client(simulation, server, limiter, tokens=tokens, spread=0.4)
+    simulation.run(20)
+    # From now on all of it looks like waiting, or like an endpoint that got slower.
+    server.constant = 0.5
+    lowest = 300
+    for second in range(21, 80):
+        simulation.run(second)
+        lowest = min(lowest, limiter.limit)
+    assert lowest >= 50
+    assert limiter.limit >= 200
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+@pytest.mark.parametrize("knee", [16, 200])
+def test_finds_the_knee_of_calls_with_a_constant_part(knee: int, spread: float) -> None:
+    def make(simulation: Simulation) -> Endpoint:
+        return SlotServer(simulation, knee, PER_TOKEN, constant=0.25)
+
+    client = run(make, adaptive(), 60, spread=spread)
+    best = run(make, FixedLimiter(round(knee * 1.1)), 60, spread=spread)
+    assert client.goodput(30, 60) >= 0.95 * best.goodput(30, 60)
+    assert client.per_token(40, 60) <= 1.5 * (PER_TOKEN + 0.25 / 100)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.4])
+def test_stays_below_a_rate_limit_of_calls_with_random_latency(spread: float) -> None:
+    simulation = Simulation()
+    server = RateLimited(simulation, 50, 0.0, burst=50, retry_after=True, constant=0.5, jitter=0.4)
+    Client(simulation, server, adaptive(), tokens=50, spread=spread)
+    simulation.run(60)
+    accepted, rejected = server.accepted, server.rejected
+    simulation.run(180)
+    accepted, rejected = server.accepted - accepted, server.rejected - rejected
+    assert rejected < 0.01 * (accepted + rejected)
+    assert accepted >= 0.9 * 50 * 120
+
+
 def test_believes_load_reports() -> None:
     client = run(slots(200, reports=True), adaptive(), 60, spread=0.3)
     assert client.limiter.statistics().reason == "load report"

@@ -69,7 +69,8 @@ class Scripted(Backend):
 
 def pool_with(*limits: int) -> Pool:
     endpoints = [
-        Endpoint(f"memory{number or ''}", FixedLimiter(limit)) for number, limit in enumerate(limits)
+        Endpoint(f"memory{number or ''}", FixedLimiter(limit))
+        for number, limit in enumerate(limits)
     ]
     return Pool(endpoints, asyncio.get_running_loop())
 
@@ -204,9 +205,7 @@ async def test_identical_deterministic_requests_in_flight_share_a_call() -> None
         settled.append(completion)
 
     calls = [
-        asyncio.ensure_future(
-            engine.call(request, attempted=lambda attempt: None, settle=settle)
-        )
+        asyncio.ensure_future(engine.call(request, attempted=lambda attempt: None, settle=settle))
         for _ in range(4)
     ]
     await turns()
@@ -296,9 +295,7 @@ async def test_a_higher_priority_overtakes_on_the_same_pool() -> None:
 async def test_a_straggler_gets_a_second_copy_and_the_first_answer_counts() -> None:
     never = asyncio.get_running_loop().create_future()
     backend = Scripted(*[OK] * 400, never, OK)
-    engine = Engine(
-        [backend], pool=pool_with(8), retry=Retry(), dispatch=Dispatch(hedging=True)
-    )
+    engine = Engine([backend], pool=pool_with(8), retry=Retry(), dispatch=Dispatch(hedging=True))
     engine.remaining = 1
     seen: list[Attempt] = []
     for _ in range(400):

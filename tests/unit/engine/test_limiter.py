@@ -51,5 +51,5 @@ def test_no_place_at_all(limit: int) -> None:
     ("least", "start", "most"), [(0, None, 5), (3, 2, 5), (1, 6, 5), (6, None, 5)]
 )
 def test_bounds_that_do_not_fit(least: int, start: int | None, most: int) -> None:
-    with pytest.raises(ConfigError, match="min <= start <= max|a number of calls"):
+    with pytest.raises(ConfigError, match=r"min <= start <= max|a number of calls"):
         Concurrency(min=least, start=start, max=most)

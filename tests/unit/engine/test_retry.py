@@ -486,3 +486,16 @@ def test_all_waits_of_a_request(rules: dict[str, Any], seconds: float) -> None:
 def test_rules_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=rf"Retry\.{next(iter(wrong))}"):
         Retry(**wrong)
+
+
+def test_an_outage_that_outlasts_the_patience_ends_the_run() -> None:
+    authority = RetryAuthority(Retry(patience=100.0, stop_after=5), places=4)
+    authority.succeeded()
+    now = 0.0
+    while authority.cause is None and now < 1_000:
+        for _ in range(4):
+            authority.track(now).failed(Transient("gone", endpoint="there"), now)
+        now += 5.0
+    assert 100 <= now <= 120
+    assert authority.cause is not None
+    assert "was answered in 1" in authority.cause.message
