@@ -31,12 +31,14 @@ _STEP = 0.8
 _VAGUE = 0.25
 _REST = 0.1
 _NOISE = 1.5
-_TRIED = 0.58
+_TRIED = 0.66
 _RISE = 1.01
-_EFFECT, _EFFECT_MOST = 0.1, 0.4
+_LESS, _REAL = 0.95, 0.5
+_EFFECT, _EFFECT_MOST = 0.15, 0.4
 _BURST = 2.0
 _SHALLOW = 0.85
 _DEEPER = 0.62
+_SOME = 0.3
 _DEEP = 0.5
 
 
@@ -129,7 +131,7 @@ class Knee:
     def _settle(self, now: float, seen: Round, goodput: float) -> None:
         self.refused(now)
         shape = 1 + self._slope * min(seen.in_flight, self._cap)
-        slowest = max(seen.per_token, seen.last) / shape
+        slowest = max(seen.per_token, math.sqrt(seen.per_token * seen.last)) / shape
         self._tried = (seen.in_flight, slowest, None, self.limit)
         knee = self._knee(self._floors[0][1], goodput)
         self.limit = max(1.0, _TROUGH * min(knee, 1.25 * self.limit))
@@ -173,7 +175,9 @@ class Knee:
         allowed = max(1.0, _QUEUE * math.sqrt(n), _NOISE * noise * n)
         if self._was_no_queue(now, n, scaled, seen):
             return
-        rest, doubt = self._rest(now, seen)
+        # While the limit climbs, the slope of answers over lengths is that of some calls less.
+        lag = floor * self._slope * max(0.0, min(n, self._cap) - last[0]) if last[0] else 0.0
+        rest, doubt = self._rest(now, seen, lag)
         told = doubt < _TOLD * allowed / n
         if told or n * (rest / per_token - 2 * doubt) > allowed:
             if not told:
@@ -235,21 +239,28 @@ class Knee:
         if self._tried is None or seen.queued is not None:
             return False
         before, then, rest, limit = self._tried
-        if n > _TRIED * before:
+        if n > _LESS * before:
             return False
         now_rest = _intercept(seen)
-        if rest is None or now_rest is None:
-            fewer = math.log(before / n)
-            effect = math.log(then / scaled)
-        else:
-            fewer = 1 - n / before
-            effect = (rest - now_rest) / (seen.per_token * seen.tokens)
-            if effect < -max(_EFFECT_MOST * fewer, 2 * seen.noise):
-                # Others' calls came, or it got slower: a constant part would have stayed.
-                self._tried = (n, scaled, now_rest, limit)
-                return False
-        if effect > min(max(_EFFECT * fewer, 2 * seen.noise), _EFFECT_MOST * fewer):
+        steeper = (1 + self._slope * min(before, self._cap)) / (1 + self._slope * min(n, self._cap))
+        # 1 if all calls queue, a half if half of those that queue are others', 0 below the knee.
+        fewer = math.log(before / n)
+        effect = math.log(then * steeper / scaled) / fewer
+        if rest is not None and now_rest is not None:
+            fell = (rest - now_rest) / (seen.per_token * seen.tokens)
+            effect = max(effect, fell / (before / n - 1))
+        noise = 2 * seen.noise / fewer
+        tested = n <= _TRIED * before
+        if effect > _REAL or (tested and effect < -max(_EFFECT_MOST, noise)):
+            # That was a queue, or others' calls came, or it got slower: the next cut must show
+            # an effect of its own.
+            self._tried = (n, scaled, now_rest, self.limit if effect > 0 else limit)
             return False
+        if not tested or effect > min(max(_EFFECT, noise), _EFFECT_MOST):
+            return False
+        if steeper > 1 and then * steeper < scaled * (1 + _SOME * (steeper - 1)):
+            # Nor does a call slow down the others as much as growing made it seem.
+            scaled, self._slope = seen.per_token, 0.0
         self._floors.clear()
         self._floors.append((now, scaled))
         if now_rest is not None:
@@ -259,9 +270,9 @@ class Knee:
         self.limit = limit
         return True
 
-    def _rest(self, now: float, seen: Round) -> tuple[float, float]:
+    def _rest(self, now: float, seen: Round, lag: float) -> tuple[float, float]:
         """Seconds per token that calls wait, as the lengths of answers tell; its relative doubt."""
-        rest = max(0.0, seen.per_token - seen.working)
+        rest = max(0.0, seen.per_token - seen.working - lag)
         if seen.working_error > _VAGUE:
             return 0.0, math.inf
         doubt = seen.working_error
