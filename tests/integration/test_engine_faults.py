@@ -193,8 +193,8 @@ async def test_fifty_in_a_row_after_successes_stop_the_run_and_name_the_cause(
         assert "HTTP 400" in results.stopped
         assert isinstance(results[999].error, RunStopped)
         assert "not answered" in str(results[999].error)
-        # Those in flight as it stopped have no result, but a line in the ledger.
-        assert results.stats.calls == server.ledger.arrived < 100 + 50 + 2 * 4
+        # Those in flight as it stopped have no result; some of them had not even arrived.
+        assert server.ledger.arrived <= results.stats.calls < 100 + 50 + 2 * 4
     assert verify(journal).ok
     assert sum(row.ok for row in read_results(journal)) == 100
 
