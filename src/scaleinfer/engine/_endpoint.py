@@ -178,20 +178,23 @@ class Endpoint:
             self.limiter.has_room
             and (self.breaker.closed or self.breaker.allows(now))
             and self.rate.ready_at <= now
-            and (self._answered > 0 or not self.traffic.several or not self._explored)
+            and not (self.traffic.several and self._explored)
         )
 
     @property
     def _explored(self) -> bool:
-        """True if enough calls are out to tell how fast an endpoint is that has not answered.
+        """True if enough calls are out for what is known of an endpoint's speed.
 
-        More would be stuck there if it turns out to be slow.
+        More would be stuck there if it turns out to be slow. An answer for each call more is a
+        slow start: calls double with each turn, until the limiter says what is best.
         """
+        if self._answered:
+            return self.calls >= _FIRST_CALLS + self._answered
         return self.calls >= (_EXPLORE_CALLS if self.traffic.answered else _FIRST_CALLS)
 
     def wake_at(self, now: float) -> float | None:
         """Return when time alone gives room; `None` if only the end of a call can."""
-        exploring = not self._answered and self.traffic.several and self._explored
+        exploring = self.traffic.several and self._explored
         if exploring or not self.limiter.has_room:
             return None
         wake = now

@@ -241,6 +241,19 @@ def test_endpoints_that_are_all_new_get_some_calls_each() -> None:
     assert at.wake_at(0.0) is None
 
 
+def test_the_first_answers_open_an_endpoint_step_by_step() -> None:
+    at = endpoint()
+    at.traffic.several = True
+    for _ in range(8):
+        at.started(0.0)
+    for turn in range(1, 4):
+        for _ in range(at.calls):
+            at.ended(float(turn), Outcome.OK, began=turn - 1.0)
+        while at.has_room(float(turn)):
+            at.started(float(turn))
+        assert at.calls == 8 * 2**turn
+
+
 def test_an_only_endpoint_gets_all_its_calls_at_once() -> None:
     at = endpoint()
     for _ in range(20):
