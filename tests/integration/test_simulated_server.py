@@ -402,12 +402,6 @@ async def test_a_taken_port_is_a_config_error() -> None:
             await SimulatedServer(port=server.port).open()
 
 
-async def test_without_httptools_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "httptools", None)
-    with pytest.raises(ConfigError, match=r"scaleinfer\[testing\]"):
-        await SimulatedServer().open()
-
-
 def test_in_a_thread() -> None:
     threads = threading.active_count()
     with SimulatedServer(latency=0.005).in_thread() as server:

@@ -552,11 +552,14 @@ async def test_how_many_calls_it_can_hold(wire: type[ScriptedWire]) -> None:
         assert backend.most_in_flight is None
 
 
-async def test_an_unknown_wire_is_named() -> None:
+def test_an_unknown_wire_is_named() -> None:
     with pytest.raises(ConfigError, match="carrier"):
-        await OpenAIBackend(URL, model="m", wire="carrier").open()  # type: ignore[arg-type] # on purpose
-    status = await OpenAIBackend(URL, model="m", wire="carrier").check()  # type: ignore[arg-type] # on purpose
-    assert not status.ok
+        OpenAIBackend(URL, model="m", wire="carrier")  # type: ignore[arg-type] # on purpose
+
+
+def test_a_weight_is_positive() -> None:
+    with pytest.raises(ConfigError, match="weight"):
+        OpenAIBackend(URL, model="m", weight=0)
 
 
 def test_a_key_read_from_a_file_may_end_in_a_newline() -> None:
