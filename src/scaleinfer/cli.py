@@ -34,14 +34,20 @@ cli.add_command(runs)
 cli.add_command(simulate)
 
 
-def _backend_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--model", help="Model to ask; default the server's only one."),
-        click.option("--base-url", help="An OpenAI-compatible server, /v1 included."),
-        click.option("--backend", help="local, local:PATH.gguf, openai, or a URL."),
-    ):
-        command = option(command)
-    return command
+def _backend_options(*, several: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    where = "An OpenAI-compatible server, /v1 included"
+    where += "; several share the work." if several else "."
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.option("--model", help="Model to ask; default the server's only one."),
+            click.option("--base-url", multiple=several, help=where),
+            click.option("--backend", help="local, local:PATH.gguf, openai, or a URL."),
+        ):
+            command = option(command)
+        return command
+
+    return add
 
 
 @cli.command("map")
@@ -62,13 +68,7 @@ def _backend_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--schema", help="Pydantic model of the answer, as module:Class.")
 @click.option("--system", help="System message.")
-@click.option("--model", help="Model to ask; default the server's only one.")
-@click.option(
-    "--base-url",
-    multiple=True,
-    help="An OpenAI-compatible server, /v1 included; several share the work.",
-)
-@click.option("--backend", help="local, local:PATH.gguf, openai, or a URL.")
+@_backend_options(several=True)
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Cap on each answer.")
 @click.option("--temperature", type=click.FloatRange(min=0), help="0 is greedy.")
 @click.option("--top-p", type=click.FloatRange(0, 1))
@@ -121,7 +121,7 @@ def map_(**given: Any) -> None:
 
 
 @cli.command()
-@_backend_options
+@_backend_options()
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many items.")
 @click.option(
     "--out", type=click.Path(dir_okay=False), default="scaleinfer-demo.jsonl", show_default=True
@@ -139,7 +139,7 @@ def demo(**given: Any) -> None:
 
 
 @cli.command()
-@_backend_options
+@_backend_options()
 def endpoints(backend: str | None, base_url: str | None, model: str | None) -> None:
     """Say what a call would use, and whether it answers."""
     from scaleinfer._cli_endpoints import show_endpoints
