@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from scaleinfer.errors import EndpointError, ScaleInferError, SchemaError, error_from_dict
+from scaleinfer.errors import (
+    EndpointError,
+    ScaleInferError,
+    SchemaError,
+    WorkerLost,
+    error_from_dict,
+)
 from scaleinfer.results import Result, Usage
 
 if TYPE_CHECKING:
@@ -27,7 +33,7 @@ __all__ = ["Answer", "Keeper", "ask", "joint_result", "single_result"]
 
 _NO_USAGE = Usage()
 _PLAIN_FIELDS = (
-    "text", "endpoint", "model", "finish_reason", "choices", "tool_calls", "logprobs",
+    "text", "endpoint", "worker", "model", "finish_reason", "choices", "tool_calls", "logprobs",
 )  # fmt: skip
 
 
@@ -43,6 +49,7 @@ class Answer:
         attempts: Calls made.
         latency_s: Seconds from the first call to the end.
         endpoint: Where it was asked.
+        worker: The fleet worker that asked it.
         model: The model that answered.
         finish_reason: Why the model stopped.
         resumed: True if it came from the journal.
@@ -58,6 +65,7 @@ class Answer:
     attempts: int = 0
     latency_s: float = 0.0
     endpoint: str | None = None
+    worker: str | None = None
     model: str | None = None
     finish_reason: str | None = None
     resumed: bool = False
@@ -106,6 +114,7 @@ class Answer:
             attempts=data.get("attempts", 0),
             latency_s=data.get("latency_s", 0.0),
             endpoint=data.get("endpoint"),
+            worker=data.get("worker"),
             model=data.get("model"),
             finish_reason=data.get("finish_reason"),
             resumed=True,
@@ -123,6 +132,7 @@ class Answer:
             completion.usage if self.usage is _NO_USAGE else self.usage.plus(completion.usage)
         )
         self.model = completion.model
+        self.worker = completion.worker
         self.finish_reason = completion.finish_reason
         self.choices = completion.choices
         self.tool_calls = completion.tool_calls
@@ -160,7 +170,7 @@ async def ask(
             )
         except SchemaError as error:
             await _repair(engine, question, asking, repairs, error)
-    except (EndpointError, SchemaError) as error:
+    except (EndpointError, SchemaError, WorkerLost) as error:
         answer.error = error
         if keeper is not None:
             await keeper.keep(answer)
@@ -287,6 +297,7 @@ def single_result(index: int, key: str, item: Any, answer: Answer) -> Result:
         attempts=answer.attempts,
         latency_s=answer.latency_s,
         endpoint=answer.endpoint,
+        worker=answer.worker,
         model=answer.model,
         finish_reason=answer.finish_reason,
         resumed=answer.resumed,
@@ -319,6 +330,7 @@ def joint_result(index: int, key: str, item: Any, answers: dict[str, Answer]) ->
         attempts=sum(answer.attempts for answer in answers.values()),
         latency_s=max(answer.latency_s for answer in answers.values()),
         endpoint=last.endpoint,
+        worker=last.worker,
         model=last.model,
         finish_reason="length" if cut else last.finish_reason,
         resumed=all(answer.resumed for answer in answers.values()),

@@ -174,6 +174,7 @@ class Run:
     def tick(self) -> None:
         """Look whether places stay empty because lanes wait for something else."""
         engine = self._engine
+        engine.tick()
         idle = engine.in_flight < engine.limit * 15 // 16 and not engine.queued
         if self._spare and engine.queued:
             self._spare -= max(1, self._spare // 8)

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from scaleinfer.backends import Resolved
     from scaleinfer.data import Source
     from scaleinfer.engine import EndpointStatistics
+    from scaleinfer.fleet import Fleet
     from scaleinfer.journal import Journal
     from scaleinfer.observe import Progress
     from scaleinfer.results import Result
@@ -97,6 +98,7 @@ class Options:
         rate_limit: RateLimit | None,
         dispatch: Dispatch | None,
         retry: Retry | None,
+        fleet: Fleet | None,
         **others: Any,
     ) -> Options:
         """Check the arguments.
@@ -107,6 +109,12 @@ class Options:
         given = backend if isinstance(backend, list | tuple) else [backend]
         if not given:
             raise ConfigError("backend=[] names no endpoint.")
+        if fleet is not None:
+            elsewhere = {"backend": backend, "base_url": base_url, "api_key": api_key}
+            _not_with_a_fleet(elsewhere | {"rate_limit": rate_limit, "model": model})
+            given = [fleet.backend(priority=others["priority"])]
+            # Its workers have tried all there is to try.
+            retry = replace(retry or Retry(), attempts=1, patience=0.0)
         chosen = tuple(
             resolve_backend(one, base_url=base_url, model=model, api_key=api_key) for one in given
         )
@@ -130,6 +138,14 @@ class Options:
             retry=retry or Retry(),
             **others,
         )
+
+
+def _not_with_a_fleet(arguments: dict[str, Any]) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name}= is for a map without a fleet.", hint=f"Fleet.local(n, {name}=...)"
+            )
 
 
 def _check(name: str, value: Any, kind: type) -> None:

@@ -27,7 +27,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from scaleinfer.results import RateState
+    from scaleinfer.results import Attempt, RateState
 
 __all__ = [
     "AuthError",
@@ -134,6 +134,7 @@ class EndpointError(ScaleInferError):
         rate: Where we stand with the endpoint's rate limits, if its answer said so; not part
             of `to_dict`.
         timed_out: True if no answer came in time; not part of `to_dict` either.
+        attempts: The calls that a fleet's worker made; not part of `to_dict` either.
     """
 
     _fields = (
@@ -163,6 +164,7 @@ class EndpointError(ScaleInferError):
         self.reached = reached
         self.rate: RateState | None = None
         self.timed_out = False
+        self.attempts: tuple[Attempt, ...] = ()
 
 
 class RateLimited(EndpointError):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from scaleinfer._session import BackendSpec, ProgressMode, PromptFn
     from scaleinfer.engine import Concurrency, Dispatch, RateLimit, Retry
+    from scaleinfer.fleet import Fleet
     from scaleinfer.requests import Sampling
     from scaleinfer.results import Result
 
@@ -40,6 +41,7 @@ async def parallel_map(
     retry: Retry | None = None,
     priority: int = 0,
     dispatch: Dispatch | None = None,
+    fleet: Fleet | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = True,
@@ -73,6 +75,8 @@ async def parallel_map(
         priority: Calls of a map with a higher one overtake those of others that use the same
             backend object and wait for a place.
         dispatch: In which order calls go out: prefix affinity, hedging, deduplication.
+        fleet: Workers on other nodes that ask instead of this process; see
+            `scaleinfer.fleet.Fleet`. What they ask, and how, was said when it was made.
         journal: Path of a journal. Everything lands there as it happens; the same call again
             resumes.
         key: `key(item)` names an item in results and journal; default a hash of the request.
@@ -114,6 +118,7 @@ async def stream_map(
     retry: Retry | None = None,
     priority: int = 0,
     dispatch: Dispatch | None = None,
+    fleet: Fleet | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = False,
@@ -160,6 +165,7 @@ def map_sync(
     retry: Retry | None = None,
     priority: int = 0,
     dispatch: Dispatch | None = None,
+    fleet: Fleet | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = True,

@@ -80,6 +80,9 @@ class Completion:
         logprobs: The first choice's log probabilities, untouched.
         load: The endpoint's load report, if it sent one.
         rate: Where we stand with its rate limits, if it says.
+        worker: The fleet worker that asked it; `None` without a fleet.
+        attempts: The calls that a fleet's worker made for it; empty without a fleet, where the
+            caller knows them.
     """
 
     text: str
@@ -91,6 +94,8 @@ class Completion:
     logprobs: dict[str, Any] | None = None
     load: Load | None = None
     rate: RateState | None = None
+    worker: str | None = None
+    attempts: tuple[Attempt, ...] = ()
 
 
 @dataclass(slots=True)

@@ -40,13 +40,13 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "_identity",
         "_intake",
         "_interrupt",
-        "_loop",
         "_manifest",
         "_run",
         "_session",
         "_vitals",
     ),
     ("prompts",),
+    ("fleet",),
     ("engine",),
     ("journal",),
     ("backends",),
@@ -56,17 +56,18 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("structured",),
     ("requests", "results"),
     ("errors",),
-    ("_lazy",),
+    ("_lazy", "_loop"),
 )
 RANK = {name: rank for rank, names in enumerate(reversed(ROOMS)) for name in names}
 # It stands apart: a user's tests need nothing but this room.
 TESTING = "testing"
-MAY_SEE_FROM_TESTING = {"errors", "_lazy", TESTING}
+MAY_SEE_FROM_TESTING = {"errors", "_lazy", "_loop", TESTING}
 # Its model of a server that batches is what `simulate` runs the engine against.
 MAY_SEE_TESTING = ("simulate", "_simulate", "_cli_simulate")
 # The embedded model's server speaks HTTP too, as the room that holds it may.
 EDGES = {
-    "aiohttp": {"backends"},
+    # A fleet's own exchange is Academy's HTTP server.
+    "aiohttp": {"backends", "fleet"},
     "academy": {"fleet"},
     "h2": {"backends"},
     "httptools": {"backends", TESTING},

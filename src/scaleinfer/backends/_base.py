@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from scaleinfer.errors import ConfigError, EndpointError, Permanent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from scaleinfer.engine import RateLimit
     from scaleinfer.requests import Request
@@ -61,6 +61,8 @@ class Backend(ABC):
         rate_limit: Requests and tokens a minute that the endpoint allows, if it was told.
         adaptive: True if `concurrency="auto"` looks for the number of calls in flight at which
             the endpoint is fastest; False if `concurrency` is known to be that number.
+        places: Says at each moment how many calls in flight are useful, where the adapter knows
+            that better than any search: a fleet does. Else `None`.
     """
 
     kind: ClassVar[str]
@@ -75,6 +77,7 @@ class Backend(ABC):
     weight: float = 1.0
     rate_limit: RateLimit | None = None
     adaptive: bool = True
+    places: Callable[[], int] | None = None
 
     @property
     def connection_wait_s(self) -> float:

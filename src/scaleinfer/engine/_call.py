@@ -54,6 +54,9 @@ class Call:
 
     def answered(self, endpoint: str, completion: Completion, took: float) -> None:
         """Tell of the answer, which took so many seconds."""
+        if completion.attempts:
+            self._replay(completion.attempts)
+            return
         usage = completion.usage
         self.attempted(
             Attempt(
@@ -70,6 +73,9 @@ class Call:
 
     def failed(self, endpoint: str, error: EndpointError) -> None:
         """Tell of the failure."""
+        if error.attempts:
+            self._replay(error.attempts)
+            return
         took, kind = time.monotonic() - self.began, type(error).__name__
         self.attempted(
             Attempt(
@@ -82,6 +88,13 @@ class Call:
                 error=error.message,
             )
         )
+
+    def _replay(self, attempts: Sequence[Attempt]) -> None:
+        """Tell of the calls that a fleet's worker made."""
+        for attempt in attempts:
+            self.attempted(replace(attempt, number=self.number))
+            self.number += 1
+        self.number -= 1
 
 
 def as_endpoint_error(backend: Backend, error: Exception) -> EndpointError:

@@ -107,6 +107,10 @@ class Copies:
         self._hedger.answered(took, completion.usage.completion_tokens)
         return completion
 
+    def resize(self, places: int) -> None:
+        """Another number of calls may be in flight now."""
+        self._hedger.places = places
+
     async def aclose(self) -> None:
         """End what is still in flight."""
         tasks = [*self._seconds, *([] if self._watch is None else [self._watch])]

@@ -16,7 +16,7 @@ from scaleinfer.engine._packing import Packer
 from scaleinfer.engine._pool import ANYWHERE, Want
 from scaleinfer.engine._retry import GiveUp, RetryAuthority, RetryStatistics, WaitFor
 from scaleinfer.engine._sharing import Sharing
-from scaleinfer.errors import EndpointError, SchemaError
+from scaleinfer.errors import EndpointError, SchemaError, WorkerLost
 from scaleinfer.results import Attempt, Completion, Usage
 
 if TYPE_CHECKING:
@@ -304,6 +304,8 @@ class Engine:
         affinity: int | None,
     ) -> Completion:
         want = self._want(request, affinity)
+        if self._own_names and request.model == self._model:
+            request = replace(request, model=None)
         deadline = self._retry.deadline
         track = None if deadline is None else self.authority.track(time.monotonic())
         while True:
@@ -375,9 +377,7 @@ class Engine:
         pool = self._pool
         place = pool.enter_nowait(want)
         if place is None:
-            queued = time.monotonic()
-            place = await pool.enter(want, self._priority)
-            self.waits.place += time.monotonic() - queued
+            place = await self._waited_for(want)
         call.endpoint, endpoint, backend = place, pool.endpoints[place], self._backends[place]
         call.started = time.time()
         self.calls += 1
@@ -386,12 +386,14 @@ class Engine:
         outcome, error, completion, ended = Outcome.CANCELLED, None, None, 0.0
         try:
             try:
-                if self._own_names and call.request.model == self._model:
-                    call.request = replace(call.request, model=None)
                 if self._copies is None:
                     completion = await backend.complete(call.request, timeout=timeout)
                 else:
                     completion = await self._copies.complete(call, timeout)
+            except WorkerLost as lost:
+                # Its fleet has tried all there is to try.
+                self.authority.rejected(lost)
+                raise
             except Exception as failure:
                 error = as_endpoint_error(backend, failure)
                 outcome = outcome_of(error)
@@ -420,6 +422,20 @@ class Engine:
                 outcome, completion = Outcome.CANCELLED, None
             settle_place(endpoint, call, want, ended, outcome, completion, error)
             pool.wake()
+
+    async def _waited_for(self, want: Want) -> int:
+        queued = time.monotonic()
+        place = await self._pool.enter(want, self._priority)
+        self.waits.place += time.monotonic() - queued
+        return place
+
+    def tick(self) -> None:
+        """Follow a limit that has moved by itself; to be called now and then."""
+        limit = self._pool.limit
+        self.authority.resize(limit)
+        if self._copies is not None:
+            self._copies.resize(limit)
+        self._pool.wake()
 
     async def aclose(self) -> None:
         """End second copies that are still in flight."""

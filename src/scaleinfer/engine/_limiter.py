@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
@@ -10,9 +11,18 @@ from typing import TYPE_CHECKING
 from scaleinfer.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scaleinfer.results import Load
 
-__all__ = ["Concurrency", "FixedLimiter", "Limiter", "LimiterStatistics", "Outcome"]
+__all__ = [
+    "Concurrency",
+    "FixedLimiter",
+    "FollowingLimiter",
+    "Limiter",
+    "LimiterStatistics",
+    "Outcome",
+]
 
 
 class Outcome(Enum):
@@ -137,6 +147,29 @@ class Limiter(ABC):
     @abstractmethod
     def statistics(self) -> LimiterStatistics:
         """Return where the limiter stands."""
+
+
+class FollowingLimiter(Limiter):
+    """As many places as somebody else says at each moment, and at least one.
+
+    Args:
+        places: Says it.
+        most: Never more.
+    """
+
+    def __init__(self, places: Callable[[], int], *, most: int | None = None) -> None:
+        self._places = places
+        self._most = sys.maxsize if most is None else most
+
+    @property
+    def limit(self) -> int:
+        """Calls that may be in flight."""
+        return max(1, min(self._places(), self._most))
+
+    def statistics(self) -> LimiterStatistics:
+        """Return where the limiter stands."""
+        reason = "bounded by concurrency" if self.limit == self._most else "what the workers hold"
+        return LimiterStatistics(self.limit, self.in_flight, self.peak_in_flight, reason)
 
 
 class FixedLimiter(Limiter):

@@ -15,12 +15,18 @@ from scaleinfer.engine._adaptive import AdaptiveLimiter
 from scaleinfer.engine._breaker import Breaker
 from scaleinfer.engine._endpoint import Endpoint
 from scaleinfer.engine._gate import Gate
-from scaleinfer.engine._limiter import Concurrency, FixedLimiter, Limiter, Outcome
+from scaleinfer.engine._limiter import (
+    Concurrency,
+    FixedLimiter,
+    FollowingLimiter,
+    Limiter,
+    Outcome,
+)
 from scaleinfer.engine._rate_limit import RateLimiter
 from scaleinfer.engine._router import Router
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from scaleinfer.backends._base import Backend
     from scaleinfer.engine._rate_limit import RateLimit
@@ -238,6 +244,7 @@ def endpoint_of(
     rate_limit: RateLimit | None = None,
     weight: float = 1.0,
     heaviest: float | None = None,
+    places: Callable[[], int] | None = None,
 ) -> Endpoint:
     """Return an endpoint's state as a map begins with it.
 
@@ -251,9 +258,13 @@ def endpoint_of(
         weight: Its share, relative to others of the same speed.
         heaviest: The greatest weight among the endpoints; a fixed number of calls is for that
             one, and others have fewer in proportion.
+        places: Says at each moment how many calls are useful; nothing is searched for then.
     """
     limiter: Limiter
-    if isinstance(concurrency, int) or (concurrency is None and not adaptive):
+    if places is not None:
+        bound = concurrency.max if isinstance(concurrency, Concurrency) else concurrency
+        limiter = FollowingLimiter(places, most=bound)
+    elif isinstance(concurrency, int) or (concurrency is None and not adaptive):
         wanted = max(1, round((concurrency or start) * weight / (heaviest or weight)))
         limiter = FixedLimiter(wanted if most is None else min(wanted, most))
     else:
@@ -277,4 +288,5 @@ def _endpoint(
         rate_limit=backend.rate_limit or rate_limit,
         weight=backend.weight,
         heaviest=heaviest,
+        places=backend.places,
     )

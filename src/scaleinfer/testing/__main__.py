@@ -16,7 +16,7 @@ from scaleinfer.testing._changes import Change
 from scaleinfer.testing._faults import Fault
 from scaleinfer.testing._process import serve_in_this_process
 from scaleinfer.testing._server import SimulatedServer
-from scaleinfer.testing._thread import new_event_loop
+from scaleinfer._loop import new_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,23 +8,16 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from scaleinfer._loop import new_event_loop
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from scaleinfer.testing._server import SimulatedServer
 
-__all__ = ["new_event_loop", "run_in_thread"]
+__all__ = ["run_in_thread"]
 
 S = TypeVar("S", bound="SimulatedServer")
-
-
-def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Return uvloop's event loop if it is installed (twice as fast here), else asyncio's."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
 
 
 @contextmanager

@@ -42,7 +42,7 @@ Asked = tuple[str, str]
 # than two slow cores answer in a minute.
 LEVELS: dict[Level, int] = {1: 8, 4: 24, 16: 80, 64: 160, 128: 200, "auto": 200}
 ANSWER_TOKENS = 16
-PAPERS, QUESTIONS, PAPER_WORDS, PREFIX_IN_FLIGHT = 40, 5, 88, 8
+PAPERS, QUESTIONS, PAPER_WORDS, PREFIX_IN_FLIGHT = 100, 5, 88, 8
 LONG_CALLS, LONG_ANSWER = 32, 100
 _WORDS = [
     "solvent", "energy", "lattice", "protein", "charge", "surface", "crystal", "enzyme",
@@ -136,7 +136,7 @@ async def limiter(server: VllmServer) -> None:
 
 
 def questions(papers: str) -> list[Asked]:
-    """Return 5 questions about each of 40 papers as (paper, question), sorted by paper."""
+    """Return 5 questions about each paper as (paper, question), sorted by paper."""
     chance = random.Random(papers)
     asked = []
     for number in range(PAPERS):

@@ -1,0 +1,78 @@
+"""A fleet as the engine sees it: one endpoint with as many places as its workers hold."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, ClassVar
+
+from scaleinfer.backends import Backend, EndpointStatus
+from scaleinfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from scaleinfer.fleet._fleet import Fleet
+    from scaleinfer.requests import Request
+    from scaleinfer.results import Completion
+
+__all__ = ["FleetBackend"]
+
+
+class FleetBackend(Backend):
+    """Gives one map's requests to a fleet and waits for the answers.
+
+    Args:
+        fleet: The fleet.
+        priority: Requests with a higher one go first.
+    """
+
+    kind: ClassVar[str] = "fleet"
+
+    def __init__(self, fleet: Fleet, *, priority: int = 0) -> None:
+        self.endpoint = f"fleet {fleet.name}"
+        self.model = fleet.model
+        self.places = self._places
+        self._fleet = fleet
+        self._priority = priority
+        self._job = 0
+
+    async def open(self) -> None:
+        """Make sure that the fleet is there.
+
+        Raises:
+            ConfigError: It is not open, or belongs to another event loop.
+        """
+        if self._fleet.loop is not asyncio.get_running_loop():
+            raise ConfigError(
+                f"the fleet {self._fleet.name} belongs to another event loop."
+                if self._fleet.loop is not None
+                else f"the fleet {self._fleet.name} is not open.",
+                hint="Use `async with fleet:` and `await parallel_map(..., fleet=fleet)` within.",
+            )
+        self._job = self._fleet.broker.job()
+
+    @property
+    def starting(self) -> bool:
+        """True while there is no worker yet."""
+        return self._fleet.loop is not None and not self._fleet.broker.table.workers
+
+    def _places(self) -> int:
+        return self._fleet.broker.places
+
+    async def complete(self, request: Request, *, timeout: float | None = None) -> Completion:
+        """Have a worker ask; its own rules say how long a call may take.
+
+        Raises:
+            EndpointError: The worker gave it up.
+            WorkerLost: Every worker that had it was lost.
+        """
+        del timeout
+        number, answer = self._fleet.broker.ask(request, job=self._job, priority=self._priority)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._fleet.broker.withdraw(number)
+            raise
+
+    async def check(self) -> EndpointStatus:
+        """Return whether there are workers."""
+        workers = self._fleet.broker.table.workers
+        return EndpointStatus(self.endpoint, bool(workers), f"{workers} workers")
