@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from scaleinfer._loop import new_event_loop
 from scaleinfer.testing import SimulatedServer
-from scaleinfer.testing._thread import new_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -52,7 +52,7 @@ class FleetBackend(Backend):
     @property
     def starting(self) -> bool:
         """True while there is no worker yet."""
-        return self._fleet.loop is not None and not self._fleet.broker.table.workers
+        return self._fleet.loop is not None and not self._fleet.broker.workers
 
     def _places(self) -> int:
         return self._fleet.broker.places
@@ -74,5 +74,5 @@ class FleetBackend(Backend):
 
     async def check(self) -> EndpointStatus:
         """Return whether there are workers."""
-        workers = self._fleet.broker.table.workers
+        workers = self._fleet.broker.workers
         return EndpointStatus(self.endpoint, bool(workers), f"{workers} workers")

@@ -13,9 +13,16 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from scaleinfer import __version__
-from scaleinfer.errors import EndpointError, Permanent, ScaleInferError, WorkerLost
+from scaleinfer.errors import (
+    EndpointError,
+    Permanent,
+    ScaleInferError,
+    WorkerLost,
+    error_from_dict,
+)
+from scaleinfer.fleet._client import ClientDesk
 from scaleinfer.fleet._leases import LeaseTable
-from scaleinfer.fleet._messages import PROTOCOL, FormWriter, answer_from, pack, unpack
+from scaleinfer.fleet._messages import PROTOCOL, FormReader, FormWriter, answer_from, pack, unpack
 from scaleinfer.fleet._pace import interval_for, silence_for
 from scaleinfer.fleet._status import FleetStatus, WorkerFacts, WorkerStatus
 
@@ -33,6 +40,7 @@ _MOST_BYTES = 450_000
 _AHEAD = 2
 _MOST_ASKED = 200_000
 _BROKEN_FOR = 20.0
+_CLIENT_GONE_S = 60.0
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +96,8 @@ class Broker:
         self._known: dict[str, _Known] = {}
         self._gone: set[str] = set()
         self._dismissed: set[str] = set()
+        self._desks: dict[str, ClientDesk] = {}
+        self._desk_forms: dict[str, FormReader] = {}
         self._jobs = 0
         self._met = 0
         self._began = time.monotonic()
@@ -142,6 +152,15 @@ class Broker:
         self._dismissed.update(one.name for one in idlest[:count])
 
     @property
+    def workers(self) -> int:
+        """Workers that are here."""
+        return self.table.workers
+
+    def knew(self, worker: str) -> bool:
+        """True if the worker is here or was."""
+        return worker in self._known or worker in self._gone
+
+    @property
     def met(self) -> int:
         """Workers that have ever been here."""
         return self._met
@@ -170,7 +189,8 @@ class Broker:
             if not isinstance(said, dict):
                 raise ValueError("no message of a fleet")
             refusal = self._refusal(said)
-            reply = {"refuse": refusal} if refusal else self._replied(said, time.monotonic())
+            replied = self._client_replied if "client" in said else self._replied
+            reply = {"refuse": refusal} if refusal else replied(said, time.monotonic())
         except (ValueError, LookupError, TypeError) as error:
             reply = {"refuse": f"the coordinator cannot read the message: {error}"}
         return pack(reply)
@@ -182,6 +202,7 @@ class Broker:
         for worker in table.silent(now, silence_for(table.interval)):
             self.lost(worker, f"was not heard of for {silence_for(table.interval):.0f} s")
         self._fail_if_all_broken(now)
+        self._close_desks(now)
 
     def lost(self, worker: str, why: str) -> None:
         """A worker is gone: its tasks go out again."""
@@ -274,7 +295,7 @@ class Broker:
         reply = {
             "epoch": self.epoch,
             "n": said["n"],
-            "interval": table.interval,
+            "interval": interval_for(table.workers, idle=not len(table)),
             "end": self.ending,
             "reset": reset,
             "leave": worker in self._dismissed,
@@ -285,6 +306,43 @@ class Broker:
         elif fresh:
             reply |= self._granted(table.grant(worker, now, most_bytes=_MOST_BYTES))
         return reply
+
+    def _client_replied(self, said: dict[str, Any], now: float) -> dict[str, Any]:
+        desk = self._desks.setdefault(said["client"], ClientDesk(now))
+        desk.seen = now
+        reply = {
+            "epoch": self.epoch,
+            "n": said["n"],
+            "interval": self.table.interval,
+            "workers": self.table.workers,
+            "places": self.places,
+            "answers": [],
+            "status": self.status().to_dict() if said["status"] else None,
+        }
+        if not desk.fresh(said["n"], said["ack"] if said["epoch"] == self.epoch else -1):
+            return reply
+        self._desk_forms.setdefault(said["client"], FormReader()).learn(said["forms"])
+        for ref, job, priority, data in said["ask"]:
+            if not desk.knows(ref):
+                request = self._desk_forms[said["client"]].request(data)
+                own = desk.jobs.setdefault(job, 0) or self.job()
+                desk.jobs[job] = own
+                desk.asked(ref, *self.ask(request, job=own, priority=priority))
+        for ref in said["withdraw"]:
+            number = desk.withdrawn(ref)
+            if number is not None:
+                self.withdraw(number)
+        reply["answers"] = desk.answers()
+        return reply
+
+    def _close_desks(self, now: float) -> None:
+        """Clients that are gone wait for no answers."""
+        for name, desk in list(self._desks.items()):
+            if now - desk.seen > _CLIENT_GONE_S:
+                for number in desk.tasks():
+                    self.withdraw(number)
+                del self._desks[name]
+                self._desk_forms.pop(name, None)
 
     def _granted(self, grant: Grant) -> dict[str, Any]:
         asked = [(number, fence, self._asked[number]) for number, fence in grant.leases]
@@ -317,11 +375,10 @@ class Broker:
                 self._changed(f"{worker} works again")
             known.broken = None
             return
-        answer, _ = answer_from([1, problem, []])
         if known.broken is None:
             known.broken_since = now
             self._changed(f"{worker} on {known.facts.node} cannot work: {problem.get('message')}")
-        known.broken = answer if isinstance(answer, ScaleInferError) else None
+        known.broken = error_from_dict(problem)
 
     def _answered(self, worker: str, number: int, answer: list[Any], now: float) -> None:
         if not self.table.answered(worker, number, now):
@@ -331,7 +388,7 @@ class Broker:
             outcome, attempts = answer_from(answer)
         except ValueError as error:
             outcome, attempts = Permanent(f"{worker} sent {error}"), []
-        if isinstance(outcome, EndpointError):
+        if isinstance(outcome, ScaleInferError):
             known.failed += 1
             self._failed += 1
         else:

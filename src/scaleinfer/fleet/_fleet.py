@@ -26,9 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
+    from academy.exchange import ExchangeClient
+    from academy.handle import Handle
+
     from scaleinfer.engine import RateLimit, Retry
+    from scaleinfer.fleet._client import RemoteBroker
     from scaleinfer.fleet._launch import Launcher
     from scaleinfer.fleet._status import FleetStatus
+    from scaleinfer.fleet.coordinator import Coordinator
     from scaleinfer.fleet.node_server import NodeServer
 
 __all__ = ["Fleet", "WorkerOptions"]
@@ -146,9 +151,11 @@ class Fleet:
         )
         self._spec = self._worker_spec()
         self.model = self._spec.model or _model_of(self._spec)
-        self._broker: Broker | None = None
+        self._broker: Broker | RemoteBroker | None = None
+        self._remote: tuple[Handle[Coordinator], ExchangeClient[Any] | None] | None = None
         self._stack = AsyncExitStack()
-        self._running: dict[Future[str], float] = {}
+        self._running: dict[Future[str], str] = {}
+        self._launched = 0
         self._changed = asyncio.Event()
 
     # -- ways to make one ------------------------------------------------------------------
@@ -181,6 +188,33 @@ class Fleet:
         options.setdefault("secret", "")
         return cls(None, 0, **options)
 
+    @classmethod
+    def of(
+        cls,
+        coordinator: Handle[Coordinator],
+        *,
+        name: str = "fleet",
+        secret: str | None = None,
+        model: str | None = None,
+        exchange: ExchangeClient[Any] | None = None,
+    ) -> Self:
+        """Return the fleet of a coordinator that runs elsewhere, for maps in this process.
+
+        For agents and programs with an exchange client of their own: the handle is one they
+        got from their `Manager`, or the like.
+
+        Args:
+            coordinator: Its handle.
+            name: The fleet's name there.
+            secret: What it wants to be shown.
+            model: The model that its workers ask, for journals.
+            exchange: The client to send by; default the one that the context or handle has.
+        """
+        options: WorkerOptions = {"name": name, "secret": secret or "", "model": model}
+        fleet = cls(None, 0, **options)
+        fleet._remote = coordinator, exchange
+        return fleet
+
     # -- opening and closing ---------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
@@ -198,7 +232,7 @@ class Fleet:
         await self._close()
 
     @property
-    def broker(self) -> Broker:
+    def broker(self) -> Broker | RemoteBroker:
         """Where requests wait for workers."""
         if self._broker is None:
             raise ConfigError(f"the fleet {self.name} is not open.", hint="async with fleet: ...")
@@ -224,7 +258,7 @@ class Fleet:
             ScaleInferError: None can be started.
         """
         async with asyncio.timeout(timeout):
-            while self.broker.table.workers < workers:
+            while self.broker.workers < workers:
                 if self.broker.problem is not None:
                     raise self.broker.problem
                 await asyncio.sleep(_WAIT_S)
@@ -233,11 +267,14 @@ class Fleet:
 
     async def _open(self) -> None:
         stack = self._stack
+        if self._remote is not None:
+            await self._open_remote(*self._remote)
+            return
         given = self._options.get("folder")
         self.folder = Path(given or tempfile.mkdtemp(prefix=f"scaleinfer-{self.name}-"))
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._broker = Broker(self.name, secret=self._secret or None)
-        self._broker.on_change = self._said
+        self._broker = broker = Broker(self.name, secret=self._secret or None)
+        broker.on_change = self._said
         exchange: Any = self._exchange
         if exchange is None:
             from scaleinfer.fleet._serve_exchange import serve_exchange
@@ -245,7 +282,7 @@ class Fleet:
             exchange = await stack.enter_async_context(
                 serve_exchange(log=self.folder / "exchange.log", host=self._host)
             )
-        agent = await self._coordinate(exchange)
+        agent = await self._coordinate(exchange, broker)
         if self._launcher_of is None:
             return
         from scaleinfer.fleet.exchange import exchange_spec
@@ -258,9 +295,27 @@ class Fleet:
             )
         self._spec = replace(self._spec, exchange=text, coordinator=agent)
         self._launcher = self._launcher_of(self.folder)
-        self._keeping = asyncio.create_task(self._keep_workers(self._launcher))
+        self._keeping = asyncio.create_task(self._keep_workers(self._launcher, broker))
 
-    async def _coordinate(self, exchange: Any) -> str:
+    async def _open_remote(
+        self, coordinator: Handle[Coordinator], exchange: ExchangeClient[Any] | None
+    ) -> None:
+        from scaleinfer.fleet._client import RemoteBroker
+        from scaleinfer.fleet._link import Link
+
+        sender = f"client-{secrets.token_hex(4)}"
+        link = Link(coordinator.agent_id, exchange or coordinator.exchange, sender)
+        broker = RemoteBroker(link, self.name, self._secret or None)
+        running = asyncio.create_task(broker.run())
+
+        async def stop() -> None:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+        self._stack.push_async_callback(stop)
+        self._broker = broker
+
+    async def _coordinate(self, exchange: Any, broker: Broker) -> str:
         """Run the coordinator's agent; return its identifier."""
         from scaleinfer.fleet._hosting import AgentHost
         from scaleinfer.fleet.coordinator import Coordinator
@@ -268,7 +323,7 @@ class Fleet:
 
         factory = exchange_factory(exchange)
         await check_exchange(factory)
-        secret, broker = self._secret or None, self._broker
+        secret = self._secret or None
         host = AgentHost(
             lambda: Coordinator(self.name, secret=secret, broker=broker),
             Coordinator,
@@ -285,7 +340,7 @@ class Fleet:
             if keeping is not None:
                 keeping.cancel()
                 await asyncio.gather(keeping, return_exceptions=True)
-            if broker is not None:
+            if isinstance(broker, Broker):
                 broker.end(ConfigError(f"the fleet {self.name} was closed."))
                 await self._workers_ended(broker)
             if self._launcher is not None:
@@ -306,9 +361,9 @@ class Fleet:
                 return  # none has ever come: there is nobody to hear it
             await asyncio.sleep(_WAIT_S)
 
-    async def _keep_workers(self, launcher: Launcher) -> None:
+    async def _keep_workers(self, launcher: Launcher, broker: Broker) -> None:
         """Start workers, and start them again when they have ended against expectation."""
-        broker, loop = self.broker, asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         while True:
             now = time.monotonic()
             table = broker.table
@@ -320,11 +375,11 @@ class Fleet:
                 room=table.room,
             )
             for _ in range(wanted.start):
-                future = launcher.start(self._spec.to_json())
-                self._running[future] = now
-                future.add_done_callback(
-                    lambda one: loop.call_soon_threadsafe(self._worker_ended, one)
-                )
+                self._launched += 1
+                name = f"{self.name}-{self._launched}"
+                future = launcher.start(replace(self._spec, name=name).to_json())
+                self._running[future] = name
+                future.add_done_callback(lambda one: self._call_soon(loop, one))
             if wanted.end:
                 broker.dismiss(wanted.end)
             if wanted.give_up and broker.problem is None:
@@ -334,15 +389,22 @@ class Fleet:
                 await asyncio.wait_for(self._changed.wait(), _LOOK_S)
 
     def _worker_ended(self, future: Future[str]) -> None:
-        self._running.pop(future, None)
-        if self._broker is None or self._broker.ending:
+        name, broker = self._running.pop(future, ""), self._broker
+        if not isinstance(broker, Broker) or broker.ending:
             return
         error = future.exception()
-        self._scaling.ended(time.monotonic(), failed=error is not None)
+        came = broker.knew(name)
+        self._scaling.ended(time.monotonic(), failed=error is not None, came=came)
         if error is not None:
             self._last_error = error
-            self._said(f"a worker has ended: {error}")
+            self._said(f"{name} has ended: {error}")
+        # No need to wait until its silence is noticed.
+        broker.lost(name, "has ended")
         self._changed.set()
+
+    def _call_soon(self, loop: asyncio.AbstractEventLoop, future: Future[str]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the fleet
+            loop.call_soon_threadsafe(self._worker_ended, future)
 
     def _why_none(self) -> ScaleInferError:
         """Return why there are no workers."""

@@ -139,7 +139,7 @@ class LeaseTable:
         interval: Seconds between two messages of a worker.
     """
 
-    def __init__(self, *, most_losses: int = 5, copies_share: float = 0.03) -> None:
+    def __init__(self, *, most_losses: int = 4, copies_share: float = 0.03) -> None:
         self.interval = 0.1
         self._most_losses = most_losses
         self._copies_share = copies_share
@@ -230,7 +230,7 @@ class LeaseTable:
         while known.granted:
             replied, leases = known.granted.popleft()
             if replied > ack:
-                for task_number, fence in leases:
+                for task_number, fence in reversed(leases):
                     self.handed_back(worker, task_number, fence)
         return True
 

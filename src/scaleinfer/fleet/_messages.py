@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from scaleinfer.errors import (
-    EndpointError,
-    Permanent,
     PromptError,
     ScaleInferError,
     error_from_dict,
@@ -218,7 +216,7 @@ def answer_of(outcome: Completion | ScaleInferError, attempts: Sequence[Attempt]
     return answer
 
 
-def answer_from(data: Sequence[Any]) -> tuple[Completion | EndpointError, list[Attempt]]:
+def answer_from(data: Sequence[Any]) -> tuple[Completion | ScaleInferError, list[Attempt]]:
     """Return what came of a request, and the calls made for it.
 
     Raises:
@@ -226,19 +224,12 @@ def answer_from(data: Sequence[Any]) -> tuple[Completion | EndpointError, list[A
     """
     try:
         if data[0] == 1:
-            return _endpoint_error(data[1]), [Attempt(*call) for call in data[2]]
+            return error_from_dict(data[1]), [Attempt(*call) for call in data[2]]
         _, text, reason, usage, model, calls, *extra = data
         completion = Completion(text, reason, Usage(*usage), model, **(extra[0] if extra else {}))
         return completion, [Attempt(*call) for call in calls]
     except (TypeError, LookupError) as error:
         raise ValueError(f"no answer of a worker: {error}") from error
-
-
-def _endpoint_error(data: dict[str, Any]) -> EndpointError:
-    error = error_from_dict(data)
-    if isinstance(error, EndpointError):
-        return error
-    return Permanent(f"{type(error).__name__}: {error.message}", hint=error.hint)
 
 
 def _attempt_data(attempt: Attempt) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import math
 __all__ = ["Pace", "interval_for", "silence_for"]
 
 _SHORTEST = 0.05
+_SHORTEST_IDLE = 0.25
 _LONGEST = 15.0
 _MESSAGES_A_SECOND = 200.0
 """Of all workers together: a quarter of what one mailbox carries (ACADEMY: 760 a second over
@@ -18,9 +19,15 @@ _MOST_AHEAD = 20_000
 _EARLY = 0.2
 
 
-def interval_for(workers: int) -> float:
-    """Return the seconds between two messages of a worker in a fleet of so many."""
-    return min(_LONGEST, max(_SHORTEST, workers / _MESSAGES_A_SECOND))
+def interval_for(workers: int, *, idle: bool = False) -> float:
+    """Return the seconds between two messages of a worker in a fleet of so many.
+
+    Args:
+        workers: Workers in the fleet.
+        idle: True if there is nothing to do for it.
+    """
+    shortest = _SHORTEST_IDLE if idle else _SHORTEST
+    return min(_LONGEST, max(shortest, workers / _MESSAGES_A_SECOND))
 
 
 def silence_for(interval: float) -> float:

@@ -45,7 +45,7 @@ class Scaling:
         self._surplus_since: float | None = None
         self._hold_until = -math.inf
         self._failed_at = -math.inf
-        self._row = 0
+        self._row = self._never_came = 0
 
     def look(self, now: float, *, started: int, joined: int, tasks: int, room: int) -> Wanted:
         """Return what to do.
@@ -61,18 +61,25 @@ class Scaling:
         if started > target:
             return self._shrunk(now, started - target)
         self._surplus_since = None
-        if self._row >= _FAILURES and not joined and not started:
+        if self._never_came >= _FAILURES and not joined and not started:
             return Wanted(give_up=True)
         if now < self._hold_until:
             return Wanted()
         return Wanted(start=target - started)
 
-    def ended(self, now: float, *, failed: bool) -> None:
-        """A worker has ended without having been told to."""
+    def ended(self, now: float, *, failed: bool, came: bool = True) -> None:
+        """A worker has ended without having been told to.
+
+        Args:
+            now: The clock, in seconds.
+            failed: True if something went wrong.
+            came: True if the coordinator had heard of it.
+        """
         if not failed or now < self._hold_until:
             return
         # Of those that fail together, the first counts.
         self._row = 1 if now - self._failed_at > _CALM else self._row + 1
+        self._never_came = 0 if came else self._never_came + 1
         self._failed_at = now
         self._hold_until = now + min(_LONGEST_HOLD, _FIRST_HOLD * 2.0 ** (self._row - 1))
 

@@ -8,7 +8,6 @@ import logging
 import os
 import secrets
 import socket
-import tempfile
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -295,40 +294,59 @@ class InferenceWorker(Agent):
         backends = node_backends(self._chosen, model=self._spec.model, base_url=self._spec.base_url)
         self._backends += backends
         self._tell(backends)
+        opened = await self._opened(backends)
         while True:
-            opened: list[Backend] = []
-            for backend in backends:
-                try:
-                    await backend.open()
-                except EndpointError as error:
-                    log.warning("%s", error)
-                    self._station.broke(error)
-                else:
-                    opened.append(backend)
             if opened:
                 self._station.serve(opened)
                 await self._station.stopped.wait()
             await asyncio.sleep(_LOOK_AGAIN_S)
+            opened = [one for one in await self._opened(backends) if (await one.check()).ok]
+
+    async def _opened(self, backends: Sequence[Backend]) -> list[Backend]:
+        opened: list[Backend] = []
+        for backend in backends:
+            try:
+                await backend.open()
+            except EndpointError as error:
+                log.warning("%s", error)
+                self._station.broke(error)
+            else:
+                opened.append(backend)
+        return opened
 
     async def _serve_servers(self, server: NodeServer) -> None:
         changes: asyncio.Queue[ServingChange] = asyncio.Queue()
-        folder = self._spec.log and os.path.dirname(self._station.facts.log)
+        log_file = self._station.facts.log
+        folder = os.path.dirname(log_file) if log_file else None
+        servings = [
+            Serving(server, index, folder, on_change=changes.put_nowait)
+            for index in range(server.per_node)
+        ]
+        try:
+            for serving in servings:
+                await serving.open()
+            await self._follow(server, changes)
+        finally:
+            await asyncio.gather(*(serving.aclose() for serving in servings))
+
+    async def _follow(self, server: NodeServer, changes: asyncio.Queue[ServingChange]) -> None:
+        """Ask the servers that are ready.
+
+        Raises:
+            ScaleInferError: All of them were given up.
+        """
         ready: dict[int, Backend] = {}
-        async with contextlib.AsyncExitStack() as stack:
-            for index in range(server.per_node):
-                one = Serving(server, index, folder or _own_folder(), on_change=changes.put_nowait)
-                await stack.enter_async_context(one)
-            failed = 0
-            while failed < server.per_node:
-                change = await changes.get()
-                log.info("%s", change.message)
-                if change.state == "ready":
-                    await self._server_ready(server, change, ready)
-                elif change.state in {"down", "failed"}:
-                    failed += change.state == "failed"
-                    self._server_down(change, ready)
-            error = change.error
-            raise error if error is not None else WorkerLost(change.message)
+        failed = 0
+        while True:
+            change = await changes.get()
+            log.info("%s", change.message)
+            if change.state == "ready":
+                await self._server_ready(server, change, ready)
+            elif change.state in {"down", "failed"}:
+                failed += change.state == "failed"
+                self._server_down(change, ready)
+            if failed == server.per_node:
+                raise change.error or WorkerLost(change.message)
 
     async def _server_ready(
         self, server: NodeServer, change: ServingChange, ready: dict[int, Backend]
@@ -371,10 +389,6 @@ def _as_endpoint_error(error: ScaleInferError) -> EndpointError:
     if isinstance(error, EndpointError):
         return error
     return Permanent(error.message, hint=error.hint, fatal=True)
-
-
-def _own_folder() -> str:
-    return tempfile.mkdtemp(prefix="scaleinfer-worker-")
 
 
 def _end_of_job(walltime_s: float) -> float:
