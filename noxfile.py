@@ -109,7 +109,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="venv")
 def vllm(session: nox.Session) -> None:
-    """Run maps against vLLM on the CPU: 4 GB of disk, six minutes, not part of CI.
+    """Run maps against vLLM on the CPU: 4 GB of disk, ten minutes, not part of CI.
 
     Needs Linux and PyTorch's CPU build, which is not on PyPI: where pip does not know of one,
     `PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu` names it. A second run,

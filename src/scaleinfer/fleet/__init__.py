@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from scaleinfer._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from scaleinfer.fleet._fleet import Fleet, WorkerOptions
+    from scaleinfer.fleet._fleet import Fleet
     from scaleinfer.fleet._launch import Launcher
+    from scaleinfer.fleet._options import WorkerOptions
     from scaleinfer.fleet._spec import WorkerSpec
     from scaleinfer.fleet._status import FleetStatus, WorkerFacts, WorkerStatus
     from scaleinfer.fleet.coordinator import Coordinator
@@ -40,7 +41,7 @@ __getattr__, __dir__ = lazy_exports(
         "Launcher": "_launch",
         "NodeServer": "node_server",
         "WorkerFacts": "_status",
-        "WorkerOptions": "_fleet",
+        "WorkerOptions": "_options",
         "WorkerSpec": "_spec",
         "WorkerStatus": "_status",
         "exchange_factory": "exchange",

@@ -3,90 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
+import socket
 import tempfile
 import time
 from contextlib import AsyncExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
-from scaleinfer.backends import resolve_backend
-from scaleinfer.engine import Concurrency
-from scaleinfer.errors import ConfigError, ScaleInferError, WorkerLost
+from scaleinfer.errors import ConfigError
 from scaleinfer.fleet._backend import FleetBackend
 from scaleinfer.fleet._broker import Broker
+from scaleinfer.fleet._keeper import Keeper
+from scaleinfer.fleet._options import WorkerOptions, model_of, spec_of
 from scaleinfer.fleet._scaling import Scaling
-from scaleinfer.fleet._spec import KINDS, WorkerSpec
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Sequence
-    from concurrent.futures import Future
+    import uuid
+    from collections.abc import Callable, Mapping
 
     from academy.exchange import ExchangeClient
     from academy.handle import Handle
 
-    from scaleinfer.engine import RateLimit, Retry
     from scaleinfer.fleet._client import RemoteBroker
     from scaleinfer.fleet._launch import Launcher
     from scaleinfer.fleet._status import FleetStatus
     from scaleinfer.fleet.coordinator import Coordinator
-    from scaleinfer.fleet.node_server import NodeServer
 
-__all__ = ["Fleet", "WorkerOptions"]
+__all__ = ["Fleet"]
 
-_LOOK_S = 0.5
 _END_S = 15.0
 _WAIT_S = 0.05
+_HERE = "127.0.0.1"
 
 log = logging.getLogger(__name__)
-
-
-class WorkerOptions(TypedDict, total=False):
-    """What every way to make a `Fleet` takes, all of it optional.
-
-    Attributes:
-        backend: What workers ask: spec strings (`"local"`, a URL, ...), or `module:function` for
-            a function that returns an adapter on the node. An adapter made here stays here.
-        model: Model to ask.
-        base_url: Address of an OpenAI-compatible server that the nodes reach.
-        server: A model server that each worker starts on its node.
-        concurrency: Calls in flight at each endpoint; `"auto"` finds the best number.
-        rate_limit: Requests and tokens a minute at each endpoint.
-        retry: How workers try failed calls again.
-        exchange: Where messages go; see `exchange_factory`. Default an HTTP exchange of the
-            fleet's own.
-        name: Name of the fleet. Workers that have lost their coordinator look for a new one of
-            the same name.
-        secret: What workers must show; made up by default.
-        min_workers: Workers that are kept without work.
-        max_workers: Most workers; more are started while there is work for them.
-        idle_s: Seconds without work after which a worker beyond `min_workers` is ended.
-        walltime_s: Seconds after which a worker's job ends, where the batch system does not
-            tell the job.
-        folder: Where logs are written; all nodes should see it.
-        on_event: Called with one line for every worker that comes, goes or breaks.
-    """
-
-    backend: str | Sequence[str] | None
-    model: str | None
-    base_url: str | None
-    server: NodeServer | None
-    concurrency: int | Concurrency | str
-    rate_limit: RateLimit | None
-    retry: Retry | None
-    exchange: Any
-    name: str | None
-    secret: str | None
-    min_workers: int | None
-    max_workers: int | None
-    idle_s: float
-    walltime_s: float
-    folder: str | os.PathLike[str] | None
-    on_event: Callable[[str], None] | None
 
 
 class Fleet:
@@ -120,7 +72,7 @@ class Fleet:
         launcher: Callable[[Path], Launcher] | None,
         workers: int,
         *,
-        host: str = "127.0.0.1",
+        host: str = _HERE,
         **options: Unpack[WorkerOptions],
     ) -> None:
         least, most = options.get("min_workers"), options.get("max_workers")
@@ -133,30 +85,25 @@ class Fleet:
         self.name = options.get("name") or f"fleet-{secrets.token_hex(3)}"
         self.loop: asyncio.AbstractEventLoop | None = None
         self.folder = Path()
-        self._launcher_of = launcher
-        self._launcher: Launcher | None = None
-        self._keeping: asyncio.Task[None] | None = None
-        self._last_error: BaseException | None = None
+        given = options.get("secret")
+        self._secret = secrets.token_urlsafe(16) if given is None else given
+        self._spec = spec_of(options, fleet=self.name, secret=self._secret)
+        self.model = model_of(self._spec)
         self._options = options
         self._host = host
-        self._secret = (
-            secrets.token_urlsafe(16) if options.get("secret") is None else options.get("secret")
-        )
-        self._exchange = options.get("exchange")
         self._scaling = Scaling(
             least=workers if least is None else least,
             most=most or workers,
             first=workers,
             idle_s=options.get("idle_s", 60.0),
         )
-        self._spec = self._worker_spec()
-        self.model = self._spec.model or _model_of(self._spec)
+        self._launcher_of = launcher
+        self._launcher: Launcher | None = None
+        self._keeper: Keeper | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._broker: Broker | RemoteBroker | None = None
         self._remote: tuple[Handle[Coordinator], ExchangeClient[Any] | None] | None = None
         self._stack = AsyncExitStack()
-        self._running: dict[Future[str], str] = {}
-        self._launched = 0
-        self._changed = asyncio.Event()
 
     # -- ways to make one ------------------------------------------------------------------
 
@@ -171,6 +118,216 @@ class Fleet:
         from scaleinfer.fleet._launch import LocalLauncher
 
         return cls(LocalLauncher, workers, **options)
+
+    @classmethod
+    def parsl(
+        cls,
+        config: Any,
+        workers: int,
+        *,
+        address: str | None = None,
+        **options: Unpack[WorkerOptions],
+    ) -> Self:
+        """Return a fleet whose workers are tasks of Parsl, on whatever its config describes.
+
+        Args:
+            config: A `parsl.Config`, or one of Parsl's executors.
+            workers: How many.
+            address: This machine's IP address as the nodes see it, for the fleet's own exchange.
+            options: See `WorkerOptions`.
+
+        Raises:
+            ConfigError: Parsl is not installed, or the config is none.
+        """
+        from scaleinfer.fleet._parsl import ParslLauncher
+
+        launcher = ParslLauncher(config)
+        return cls(lambda _folder: launcher, workers, host=_seen(address), **_shared(options))
+
+    @classmethod
+    def slurm(
+        cls,
+        nodes: int = 1,
+        *,
+        account: str | None = None,
+        partition: str | None = None,
+        qos: str | None = None,
+        walltime: str = "01:00:00",
+        workers_per_node: int = 1,
+        worker_init: str = "",
+        scheduler_options: str = "",
+        cores_per_node: int | None = None,
+        gpus_per_node: int | None = None,
+        exclusive: bool = True,
+        address: str | None = None,
+        launcher: Literal["srun", "single"] = "srun",
+        **options: Unpack[WorkerOptions],
+    ) -> Self:
+        """Return a fleet on the nodes of a Slurm cluster; call it where there is `sbatch`.
+
+        One job of all nodes; jobs of one node each if `min_workers` or `max_workers` lets the
+        fleet grow and shrink.
+
+        Args:
+            nodes: How many nodes to begin with.
+            account: Account that the time is charged to.
+            partition: Partition of the cluster.
+            qos: Quality of service.
+            walltime: How long a job may run, `HH:MM:SS`.
+            workers_per_node: Workers on each node. One keeps several model servers busy.
+            worker_init: Shell lines to run before the workers.
+            scheduler_options: More `#SBATCH` lines.
+            cores_per_node: Cores to ask for on each node.
+            gpus_per_node: GPUs to ask for on each node.
+            exclusive: True for whole nodes.
+            address: This machine's IP address as the nodes see it.
+            launcher: How processes are started on the nodes of a job.
+            options: See `WorkerOptions`. `folder` must be one that all nodes see; default a new
+                one in the working directory.
+
+        Raises:
+            ConfigError: A value is wrong, Parsl is not installed, or there is no `sbatch`.
+        """
+        from scaleinfer.fleet._parsl import ParslLauncher
+        from scaleinfer.fleet._slurm import slurm_config
+
+        elastic = _is_elastic(options)
+        most = -(-(options.get("max_workers") or nodes * workers_per_node) // workers_per_node)
+
+        def start(folder: Path) -> Launcher:
+            config = slurm_config(
+                nodes=1 if elastic else nodes,
+                max_nodes=most,
+                account=account,
+                partition=partition,
+                qos=qos,
+                walltime=walltime,
+                workers_per_node=workers_per_node,
+                worker_init=worker_init,
+                scheduler_options=scheduler_options,
+                cores_per_node=cores_per_node,
+                gpus_per_node=gpus_per_node,
+                exclusive=exclusive,
+                address=address,
+                launcher=launcher,
+                run_dir=folder,
+            )
+            return ParslLauncher(config)
+
+        host, shared = _seen(address), _shared(options)
+        return cls(start, nodes * workers_per_node, host=host, **shared)
+
+    @classmethod
+    def pbs(
+        cls,
+        nodes: int = 1,
+        *,
+        account: str | None = None,
+        queue: str | None = None,
+        walltime: str = "01:00:00",
+        workers_per_node: int = 1,
+        worker_init: str = "",
+        scheduler_options: str = "",
+        select_options: str = "",
+        cpus_per_node: int = 1,
+        filesystems: str | None = None,
+        address: str | None = None,
+        mpiexec_options: str = "--ppn 1",
+        **options: Unpack[WorkerOptions],
+    ) -> Self:
+        """Return a fleet on the nodes of a PBS Pro cluster; call it where there is `qsub`.
+
+        The configuration is checked against Parsl and its submit script; it has not been run on
+        a PBS cluster.
+
+        Args:
+            nodes: How many nodes to begin with.
+            account: Project that the time is charged to.
+            queue: Queue of the cluster.
+            walltime: How long a job may run, `HH:MM:SS`.
+            workers_per_node: Workers on each node. One keeps several model servers busy.
+            worker_init: Shell lines to run before the workers.
+            scheduler_options: More `#PBS` lines.
+            select_options: What to add to the `select` of each node, for instance `ngpus=4`.
+            cpus_per_node: `ncpus` of each node: 208 on Aurora, 64 on Polaris.
+            filesystems: File systems that the job needs, for instance `flare:home`.
+            address: This machine's IP address as the nodes see it.
+            mpiexec_options: More options for `mpiexec`.
+            options: See `WorkerOptions`; `folder` as for `Fleet.slurm`.
+
+        Raises:
+            ConfigError: A value is wrong, Parsl is not installed, or there is no `qsub`.
+        """
+        from scaleinfer.fleet._parsl import ParslLauncher
+        from scaleinfer.fleet._pbs import pbs_config
+
+        elastic = _is_elastic(options)
+        most = -(-(options.get("max_workers") or nodes * workers_per_node) // workers_per_node)
+
+        def start(folder: Path) -> Launcher:
+            config = pbs_config(
+                nodes=1 if elastic else nodes,
+                max_nodes=most,
+                account=account,
+                queue=queue,
+                walltime=walltime,
+                workers_per_node=workers_per_node,
+                worker_init=worker_init,
+                scheduler_options=scheduler_options,
+                select_options=select_options,
+                cpus_per_node=cpus_per_node,
+                filesystems=filesystems,
+                address=address,
+                mpiexec_options=mpiexec_options,
+                run_dir=folder,
+            )
+            return ParslLauncher(config)
+
+        host, shared = _seen(address), _shared(options)
+        return cls(start, nodes * workers_per_node, host=host, **shared)
+
+    @classmethod
+    def globus_compute(
+        cls,
+        endpoint_id: str | uuid.UUID,
+        workers: int = 1,
+        *,
+        user_endpoint_config: Mapping[str, Any] | None = None,
+        worker_init: str | None = None,
+        client: Any = None,
+        **options: Unpack[WorkerOptions],
+    ) -> Self:
+        """Return a fleet on a Globus Compute endpoint, from anywhere.
+
+        Client and workers share no network, so that `exchange` must be one that both reach:
+        `"academy"`, or a URL.
+
+        Args:
+            endpoint_id: The endpoint's id, a UUID.
+            workers: How many.
+            user_endpoint_config: Values for the endpoint's template.
+            worker_init: Shell lines that a node runs before the worker.
+            client: A `globus_compute_sdk.Client`; default one from this user's login.
+            options: See `WorkerOptions`.
+
+        Raises:
+            ConfigError: The id is no UUID, or no exchange was named.
+        """
+        from scaleinfer.fleet._globus_compute import GlobusComputeLauncher
+
+        if options.get("exchange") is None:
+            raise ConfigError(
+                "Fleet.globus_compute needs an exchange that this machine and the nodes reach.",
+                hint="exchange='academy' is hosted; 'redis://host:port' and 'https://host' are "
+                "yours.",
+            )
+        launcher = GlobusComputeLauncher(
+            endpoint_id,
+            user_endpoint_config=user_endpoint_config,
+            worker_init=worker_init,
+            client=client,
+        )
+        return cls(lambda _folder: launcher, workers, **options)
 
     @classmethod
     def attach(cls, exchange: Any, /, **options: Unpack[WorkerOptions]) -> Self:
@@ -275,7 +432,7 @@ class Fleet:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._broker = broker = Broker(self.name, secret=self._secret or None)
         broker.on_change = self._said
-        exchange: Any = self._exchange
+        exchange: Any = self._options.get("exchange")
         if exchange is None:
             from scaleinfer.fleet._serve_exchange import serve_exchange
 
@@ -293,9 +450,11 @@ class Fleet:
                 f"workers in other processes cannot reach the exchange {exchange!r}.",
                 hint="Name it by a URL: 'redis://host:port', 'http://host:port'.",
             )
-        self._spec = replace(self._spec, exchange=text, coordinator=agent)
+        name = "" if self._host == _HERE else str(self.folder / "{name}.log")
+        spec = replace(self._spec, exchange=text, coordinator=agent, log=name)
         self._launcher = self._launcher_of(self.folder)
-        self._keeping = asyncio.create_task(self._keep_workers(self._launcher, broker))
+        self._keeper = Keeper(self._launcher, broker, self._scaling, spec, self.folder, self._said)
+        self._keeping = asyncio.create_task(self._keeper.run())
 
     async def _open_remote(
         self, coordinator: Handle[Coordinator], exchange: ExchangeClient[Any] | None
@@ -348,121 +507,44 @@ class Fleet:
         finally:
             await self._stack.aclose()
             self._stack, self._keeping, self._launcher = AsyncExitStack(), None, None
-            self._broker, self.loop = None, None
-            self._running.clear()
+            self._keeper, self._broker, self.loop = None, None, None
 
     async def _workers_ended(self, broker: Broker) -> None:
         """Give workers the time to hear that it is over, which they do with their next message."""
-        until = time.monotonic() + _END_S
-        while time.monotonic() < until and (
-            broker.table.workers or any(not future.done() for future in self._running)
-        ):
-            if not broker.table.workers and not broker.met:
-                return  # none has ever come: there is nobody to hear it
+        keeper, until = self._keeper, time.monotonic() + _END_S
+        while time.monotonic() < until and broker.met:
+            if not broker.workers and (keeper is None or not keeper.running):
+                return
             await asyncio.sleep(_WAIT_S)
-
-    async def _keep_workers(self, launcher: Launcher, broker: Broker) -> None:
-        """Start workers, and start them again when they have ended against expectation."""
-        loop = asyncio.get_running_loop()
-        while True:
-            now = time.monotonic()
-            table = broker.table
-            wanted = self._scaling.look(
-                now,
-                started=len(self._running),
-                joined=table.workers,
-                tasks=len(table),
-                room=table.room,
-            )
-            for _ in range(wanted.start):
-                self._launched += 1
-                name = f"{self.name}-{self._launched}"
-                future = launcher.start(replace(self._spec, name=name).to_json())
-                self._running[future] = name
-                future.add_done_callback(lambda one: self._call_soon(loop, one))
-            if wanted.end:
-                broker.dismiss(wanted.end)
-            if wanted.give_up and broker.problem is None:
-                broker.fail(self._why_none())
-            self._changed.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), _LOOK_S)
-
-    def _worker_ended(self, future: Future[str]) -> None:
-        name, broker = self._running.pop(future, ""), self._broker
-        if not isinstance(broker, Broker) or broker.ending:
-            return
-        error = future.exception()
-        came = broker.knew(name)
-        self._scaling.ended(time.monotonic(), failed=error is not None, came=came)
-        if error is not None:
-            self._last_error = error
-            self._said(f"{name} has ended: {error}")
-        # No need to wait until its silence is noticed.
-        broker.lost(name, "has ended")
-        self._changed.set()
-
-    def _call_soon(self, loop: asyncio.AbstractEventLoop, future: Future[str]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the fleet
-            loop.call_soon_threadsafe(self._worker_ended, future)
-
-    def _why_none(self) -> ScaleInferError:
-        """Return why there are no workers."""
-        what = "" if self._launcher is None else f" ({self._launcher.name})"
-        why = str(self._last_error) or type(self._last_error).__name__
-        return WorkerLost(
-            f"no worker of the fleet {self.name} could be started{what}: {why}",
-            hint=f"Logs are in {self.folder}.",
-        )
 
     def _said(self, what: str) -> None:
         log.info("%s: %s", self.name, what)
-        self._changed.set()
+        if self._keeper is not None:
+            self._keeper.look_again()
         told = self._options.get("on_event")
         if told is not None:
             told(what)
 
-    def _worker_spec(self) -> WorkerSpec:
-        """Return what workers are started with, as far as it is known before the start."""
-        given = self._options
-        specs = given.get("backend") or ()
-        specs = (specs,) if isinstance(specs, str) else tuple(specs)
-        for one in specs:
-            if not isinstance(one, str):
-                raise ConfigError(
-                    f"backend={one!r} cannot travel to the nodes of a fleet.",
-                    hint="Pass a spec string ('local', a URL, ...) or 'module:function' for a "
-                    "function that returns the adapter there.",
-                )
-        server, bounds = given.get("server"), given.get("concurrency", "auto")
-        concurrency = asdict(bounds) if isinstance(bounds, Concurrency) else bounds
-        rate_limit, retry = given.get("rate_limit"), given.get("retry")
-        if server is not None and specs:
-            raise ConfigError("server= is what the workers ask; leave out backend=.")
-        spec = WorkerSpec(
-            exchange="",
-            fleet=self.name,
-            secret=self._secret or "",
-            backend=specs,
-            model=given.get("model"),
-            base_url=given.get("base_url"),
-            concurrency=asdict(concurrency)
-            if isinstance(concurrency, Concurrency)
-            else concurrency,
-            rate_limit=None if rate_limit is None else asdict(rate_limit),
-            retry={} if retry is None else asdict(retry),
-            server=None if server is None else server.to_dict(),
-            walltime_s=given.get("walltime_s", 0.0),
-        )
-        spec.concurrency_or_none()
-        return spec
+
+def _seen(address: str | None) -> str:
+    """Return the address of this machine that others most probably see."""
+    if address is not None:
+        return address
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # Nothing is sent: it asks the kernel by which address it would leave.
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return _HERE
+        return str(probe.getsockname()[0])
 
 
-def _model_of(spec: WorkerSpec) -> str | None:
-    """Return the model that the workers ask, if that is known without asking them."""
-    server = spec.node_server()
-    if server is not None:
-        return server.model
-    if len(spec.backend) != 1 or spec.backend[0].partition(":")[0] not in KINDS:
-        return None
-    return resolve_backend(spec.backend[0], model=spec.model, base_url=spec.base_url).backend.model
+def _shared(options: WorkerOptions) -> WorkerOptions:
+    """Put logs where all nodes see them."""
+    name = options.get("name") or f"fleet-{secrets.token_hex(3)}"
+    folder = options.get("folder") or Path.cwd() / f"scaleinfer-{name}"
+    return {**options, "name": name, "folder": folder}
+
+
+def _is_elastic(options: WorkerOptions) -> bool:
+    return options.get("min_workers") is not None or options.get("max_workers") is not None

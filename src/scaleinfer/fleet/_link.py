@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from academy.exchange.mailbox_status import MailboxStatus
 from academy.handle import Handle
+from academy.identifier import AgentId
 from academy.serialize import SerializationStrategy, allowed_deserializers
 
 from scaleinfer.fleet._messages import cut, pack, unpack
 
 if TYPE_CHECKING:
     from academy.exchange import ExchangeClient
-    from academy.identifier import AgentId
 
 __all__ = ["Link", "LinkError", "find_coordinator"]
 
@@ -125,6 +126,9 @@ async def find_coordinator(
         raise LinkError(f"{type(error).__name__}: {error}") from error
 
     async def ours(agent: AgentId[Any]) -> AgentId[Any] | None:
+        # An exchange names the dead of years too.
+        if await exchange.status(agent) is not MailboxStatus.ACTIVE:
+            return None
         link = Link(agent, exchange, sender)
         try:
             answer = await link.call("hello", fleet, secret, timeout=_HELLO_S)
@@ -132,6 +136,6 @@ async def find_coordinator(
             return None
         return agent if isinstance(answer, dict) and answer.get("fleet") else None
 
-    # All at once: those that are dead take the whole time.
-    answers = await asyncio.gather(*(ours(agent) for agent in found))
-    return next((agent for agent in answers if agent is not None), None)
+    # All at once: those that do not answer take the whole time.
+    answers = await asyncio.gather(*(ours(agent) for agent in found), return_exceptions=True)
+    return next((agent for agent in answers if isinstance(agent, AgentId)), None)

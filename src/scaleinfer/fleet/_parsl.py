@@ -83,6 +83,7 @@ class ParslLauncher:
         self.name = name or getattr(providers[0], "label", None) or "parsl"
         self.max_workers = _capacity(self._config.executors)
         self._kernel: DataFlowKernel | None = None
+        self._failed: ConfigError | None = None
         self._lock = threading.Lock()
         self._pending: set[Future[str]] = set()
         self._closed = threading.Event()
@@ -151,11 +152,22 @@ class ParslLauncher:
     def _start_kernel(self) -> DataFlowKernel:
         from parsl import DataFlowKernel
 
+        if self._failed is not None:
+            raise self._failed
         for executor in self._config.executors:
             # Parsl's own command needs a PATH with interchange.py and outlives this process.
             if getattr(executor, "interchange_launch_cmd", None) == ["interchange.py"]:
                 executor.interchange_launch_cmd = interchange_command()  # type: ignore[attr-defined] # HighThroughputExecutor's
-        self._kernel = DataFlowKernel(self._config)
+        try:
+            self._kernel = DataFlowKernel(self._config)
+        except Exception as error:
+            for executor in self._config.executors:
+                _end_executor(executor)
+            self._failed = ConfigError(
+                f"Parsl could not start: {type(error).__name__}: {error}.",
+                hint=f"Its folder is {Path(self._config.run_dir).resolve()}.",
+            )
+            raise self._failed from error
         self._watch.start()
         atexit.register(self.close)
         return self._kernel
@@ -265,7 +277,7 @@ def _fail_executor(executor: Any, status: int) -> None:
         hint=f"Its log is {Path(executor.logdir).resolve()}/interchange.log.",
     )
     # A task that ends at the same moment has its result already.
-    with contextlib.suppress(RuntimeError, Exception):
+    with contextlib.suppress(Exception):
         executor.set_bad_state_and_fail_all(lost)
     # Unblocks whoever waits for an answer from the interchange.
     with contextlib.suppress(Exception):
@@ -279,16 +291,21 @@ def _close_kernel(kernel: DataFlowKernel) -> None:
         kernel.cleanup()
     except Exception:
         _LOG.exception("Parsl did not clean up")
-        for executor in executors:
-            with contextlib.suppress(Exception):
-                executor.shutdown()
-    finally:
-        for executor in executors:
-            _cancel_jobs(getattr(executor, "provider", None))
-            process = getattr(executor, "interchange_proc", None)
-            if process is not None and process.poll() is None:
-                process.kill()
-                process.wait()
+    for executor in executors:
+        _cancel_jobs(getattr(executor, "provider", None))
+        _end_executor(executor)
+
+
+def _end_executor(executor: Any) -> None:
+    """End what is left of an executor that did not start or was not shut down."""
+    process = getattr(executor, "interchange_proc", None)
+    if process is None or process.poll() is not None:
+        return
+    with contextlib.suppress(Exception):
+        executor.shutdown()
+    if process.poll() is None:
+        process.kill()
+        process.wait()
 
 
 def _cancel_jobs(provider: Any) -> None:

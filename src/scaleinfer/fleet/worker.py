@@ -395,6 +395,9 @@ def _end_of_job(walltime_s: float) -> float:
     """Return the Unix time at which the worker's job ends; 0 if it is not known."""
     if walltime_s > 0:
         return time.time() + walltime_s
-    # Slurm says so by itself since 22.05.
-    given = os.environ.get("SLURM_JOB_END_TIME", "")
-    return float(given) if given.isdigit() else 0.0
+    # Ours first; Slurm says so by itself since 22.05.
+    for name in ("SCALEINFER_JOB_END", "SLURM_JOB_END_TIME"):
+        given = os.environ.get(name, "")
+        if given.isdigit():
+            return float(given)
+    return 0.0

