@@ -26,7 +26,7 @@ _SHOWN = 5
 
 @click.group()
 def runs() -> None:
-    """List, show, export, verify and recover what journals hold."""
+    """List, show, export, verify and recover what journals hold; attach to a running fleet."""
 
 
 @runs.command("list")

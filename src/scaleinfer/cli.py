@@ -13,8 +13,10 @@ import click
 
 from scaleinfer import __version__
 from scaleinfer._cli_exit import FAILED, STOPPED, USAGE
+from scaleinfer._cli_fleet import attach
 from scaleinfer._cli_runs import runs
 from scaleinfer._cli_simulate import simulate
+from scaleinfer._cli_worker import worker
 from scaleinfer.errors import ScaleInferError
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ def cli() -> None:
 
 cli.add_command(runs)
 cli.add_command(simulate)
+cli.add_command(worker)
+runs.add_command(attach)
 
 
 def _backend_options(*, several: bool = False) -> Callable[[Callable[..., Any]], Any]:

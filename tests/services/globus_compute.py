@@ -16,7 +16,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,6 +30,7 @@ from tests.services.process import (
     end_all_that_name,
     in_ci,
     listening,
+    wait_for_the_end,
 )
 
 if TYPE_CHECKING:
@@ -292,9 +292,7 @@ def main() -> None:
         globus_compute(Path(folder), allowed=allowed) as running,
     ):
         print(f"endpoint {running.endpoint_id}, functions in {running.modules}", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                time.sleep(3600)
+        wait_for_the_end()
 
 
 if __name__ == "__main__":

@@ -13,12 +13,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.services.process import MissingServiceError, Process, free_port, in_ci, listening
+from tests.services.process import (
+    MissingServiceError,
+    Process,
+    free_port,
+    in_ci,
+    listening,
+    wait_for_the_end,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,11 +127,7 @@ def main() -> None:
     install(allowed="--install" in sys.argv or None)
     with tempfile.TemporaryDirectory() as folder, rabbitmq(Path(folder)) as url:
         print(url, flush=True)
-        try:
-            while True:
-                time.sleep(3600)
-        except KeyboardInterrupt:
-            return
+        wait_for_the_end()
 
 
 if __name__ == "__main__":

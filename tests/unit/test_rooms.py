@@ -20,9 +20,11 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "_cli_demo",
         "_cli_endpoints",
         "_cli_exit",
+        "_cli_fleet",
         "_cli_map",
         "_cli_runs",
         "_cli_simulate",
+        "_cli_worker",
     ),
     (
         "simulate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from scaleinfer.backends import Backend, EndpointStatus
@@ -65,6 +66,9 @@ class FleetBackend(Backend):
             WorkerLost: Every worker that had it was lost.
         """
         del timeout
+        if request.model is not None and request.model == self.model:
+            # Each worker's endpoint may have a name of its own for it.
+            request = replace(request, model=None)
         number, answer = self._fleet.broker.ask(request, job=self._job, priority=self._priority)
         try:
             return await answer

@@ -88,7 +88,7 @@ class Fleet:
         given = options.get("secret")
         self._secret = secrets.token_urlsafe(16) if given is None else given
         self._spec = spec_of(options, fleet=self.name, secret=self._secret)
-        self.model = model_of(self._spec)
+        self.model = self._spec.model if launcher is None else model_of(self._spec)
         self._options = options
         self._host = host
         self._scaling = Scaling(
@@ -103,6 +103,7 @@ class Fleet:
         self._keeping: asyncio.Task[None] | None = None
         self._broker: Broker | RemoteBroker | None = None
         self._remote: tuple[Handle[Coordinator], ExchangeClient[Any] | None] | None = None
+        self._keep_workers = False
         self._stack = AsyncExitStack()
 
     # -- ways to make one ------------------------------------------------------------------
@@ -330,7 +331,9 @@ class Fleet:
         return cls(lambda _folder: launcher, workers, **options)
 
     @classmethod
-    def attach(cls, exchange: Any, /, **options: Unpack[WorkerOptions]) -> Self:
+    def attach(
+        cls, exchange: Any, /, *, keep_workers: bool = False, **options: Unpack[WorkerOptions]
+    ) -> Self:
         """Return a fleet whose workers are started by hand, in any number and at any time.
 
         On each node: `scaleinfer worker --exchange URL --fleet NAME --backend ...`, with the
@@ -338,12 +341,16 @@ class Fleet:
 
         Args:
             exchange: Where messages go; see `exchange_factory`.
+            keep_workers: True to leave the workers running when the fleet is closed; they look
+                for the next fleet of its name, for as long as their patience lasts.
             options: See `WorkerOptions`. What concerns how workers ask is theirs to say. Without
                 `secret` every worker is let in.
         """
         options["exchange"] = exchange
         options.setdefault("secret", "")
-        return cls(None, 0, **options)
+        fleet = cls(None, 0, **options)
+        fleet._keep_workers = keep_workers
+        return fleet
 
     @classmethod
     def of(
@@ -500,8 +507,12 @@ class Fleet:
                 keeping.cancel()
                 await asyncio.gather(keeping, return_exceptions=True)
             if isinstance(broker, Broker):
-                broker.end(ConfigError(f"the fleet {self.name} was closed."))
-                await self._workers_ended(broker)
+                closed = ConfigError(f"the fleet {self.name} was closed.")
+                if self._keep_workers:
+                    broker.fail(closed)
+                else:
+                    broker.end(closed)
+                    await self._workers_ended(broker)
             if self._launcher is not None:
                 await asyncio.to_thread(self._launcher.close)
         finally:

@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from scaleinfer.errors import ScaleInferError, WorkerLost
+from scaleinfer.errors import ConfigError, ScaleInferError, WorkerLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ class Keeper:
         said: Called with one line for what happens.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - all that keeping workers needs
         self,
         launcher: Launcher,
         broker: Broker,
@@ -109,7 +109,12 @@ class Keeper:
             return
         error = future.exception()
         came = self._broker.knew(name)
-        self._scaling.ended(time.monotonic(), failed=error is not None, came=came)
+        self._scaling.ended(
+            time.monotonic(),
+            failed=error is not None,
+            came=came,
+            hopeless=isinstance(error, ConfigError),
+        )
         if error is not None:
             self._last_error = error
             self._said(f"{name} has ended: {error}")
@@ -119,6 +124,8 @@ class Keeper:
 
     def _why_none(self) -> ScaleInferError:
         error = self._last_error
+        if isinstance(error, ConfigError):
+            return error
         return WorkerLost(
             f"no worker of the fleet {self._spec.fleet} could be started "
             f"({self._launcher.name}): {error or type(error).__name__}",

@@ -67,14 +67,17 @@ class Scaling:
             return Wanted()
         return Wanted(start=target - started)
 
-    def ended(self, now: float, *, failed: bool, came: bool = True) -> None:
+    def ended(self, now: float, *, failed: bool, came: bool = True, hopeless: bool = False) -> None:
         """A worker has ended without having been told to.
 
         Args:
             now: The clock, in seconds.
             failed: True if something went wrong.
             came: True if the coordinator had heard of it.
+            hopeless: True if another one would end the same way: a setting is wrong.
         """
+        if hopeless and not came:
+            self._never_came = _FAILURES
         if not failed or now < self._hold_until:
             return
         # Of those that fail together, the first counts.

@@ -118,6 +118,16 @@ class FleetStatus:
         """Nodes on which there is a worker."""
         return len({worker.facts.node for worker in self.workers})
 
+    def __str__(self) -> str:
+        from scaleinfer.fleet._view import status_text
+
+        return status_text(self)
+
+    def _repr_html_(self) -> str:
+        from scaleinfer.fleet._view import status_html
+
+        return status_html(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the status as JSON data."""
         return asdict(self)

@@ -181,9 +181,11 @@ class InferenceWorker(Agent):
                 reply = await link.send(message, timeout=_REPLY_S)
             except LinkError as error:
                 station.lost()
+                if shutdown.is_set():
+                    return  # the coordinator finds out by itself what is to be asked again
                 silent = time.monotonic() - heard
                 log.warning("No word of the coordinator for %.0f s: %s", silent, error)
-                if silent > self._spec.patience_s or shutdown.is_set():
+                if silent > self._spec.patience_s:
                     raise self._alone(silent) from error
                 await self._pause(shutdown)
                 link = await self._other_link(link)
@@ -224,7 +226,10 @@ class InferenceWorker(Agent):
         except LinkError as error:
             log.warning("The exchange does not answer: %s", error)
             return None
-        return None if agent is None else Link(agent, exchange, name)
+        if agent is None:
+            log.info("No coordinator of the fleet %r answers.", self._spec.fleet)
+            return None
+        return Link(agent, exchange, name)
 
     async def _other_link(self, link: Link) -> Link:
         """Look whether the fleet has another coordinator by now."""

@@ -17,7 +17,7 @@ from scaleinfer.observe._stream import Stderr
 if TYPE_CHECKING:
     from scaleinfer.observe._snapshot import Snapshot
 
-__all__ = ["open_progress"]
+__all__ = ["fitting_mode", "open_progress"]
 
 _MODES = ("auto", "bar", "notebook", "log", "none")
 
@@ -54,7 +54,7 @@ def open_progress(mode: str | bool = "auto", name: str = "") -> Progress:
             f"There is no progress mode {mode!r}.", hint=f"Known: {', '.join(_MODES)}."
         )
     if mode == "auto":
-        mode = _fitting()
+        mode = fitting_mode()
     if mode == "none":
         return _NoProgress(name)
     if mode == "notebook":
@@ -70,7 +70,8 @@ def open_progress(mode: str | bool = "auto", name: str = "") -> Progress:
     return LogProgress(name)
 
 
-def _fitting() -> str:
+def fitting_mode() -> str:
+    """Return what fits where a run is watched: `notebook`, `bar` or `log`."""
     if in_notebook():
         return "notebook"
     dumb = os.environ.get("TERM", "").lower() in {"dumb", "unknown"}
