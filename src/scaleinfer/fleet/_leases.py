@@ -149,7 +149,7 @@ class LeaseTable:
         self._queues: dict[int, dict[int, deque[int]]] = {}
         self._leased_of: dict[int, int] = {}
         self._next = 0
-        self._queued = 0
+        self._queued = self._room = 0
         self._answered = self._doubled = self._requeued = self._copies = self._lost = 0
         self._usual = 0.0
         self._looked: float | None = None
@@ -226,6 +226,7 @@ class LeaseTable:
         known.seen = now
         if number <= known.last:
             return False
+        self._room += room - known.room
         known.last, known.room, known.unbegun, known.told = number, room, unbegun, 0
         while known.granted:
             replied, leases = known.granted.popleft()
@@ -276,6 +277,7 @@ class LeaseTable:
         """A worker has ended as it should; what it still holds goes out again."""
         holder = self._workers.pop(worker, None)
         if holder is not None:
+            self._room -= holder.room
             for number in reversed(holder.leases):
                 self._end_lease(worker, number, self._tasks[number])
 
@@ -285,6 +287,7 @@ class LeaseTable:
         if holder is None:
             return []
         self._lost += 1
+        self._room -= holder.room
         held = {number: self._tasks[number] for number in holder.leases}
         suspects = {n: t for n, t in held.items() if t.losses >= _SUSPECT}
         for task in (suspects or held).values():
@@ -311,7 +314,7 @@ class LeaseTable:
     @property
     def room(self) -> int:
         """Tasks that all workers together can make use of at once."""
-        return sum(worker.room for worker in self._workers.values())
+        return self._room
 
     @property
     def workers(self) -> int:

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
 from scaleinfer.errors import ConfigError
-from scaleinfer.fleet._view import Speeds, status_html, status_line, status_lines
+from scaleinfer.fleet._view import Line, Speeds, status_html, status_line, status_lines
 from scaleinfer.observe import Rate, Stderr, fitting_mode
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ _FIRST_S = (0.0, 10.0, 30.0)
 _EVERY_S = 60.0
 _BEFORE_S = 10.0
 _ROWS = 20
-_BESIDES = 8
 _STYLES = {"head": "bold", "bad": "red", "faded": "dim"}
 
 
@@ -110,13 +109,21 @@ class _Terminal(View):
     def _show(self, status: FleetStatus, speeds: Speeds, now: float) -> None:
         from rich.text import Text
 
-        width, height = self._console.width - 1, self._console.height
-        rows = min(_ROWS, max(height - _BESIDES, 1))
         drawing = Text(no_wrap=True, overflow="crop")
-        for line in status_lines(status, width=width, rows=rows, speeds=speeds)[: height - 1]:
+        for line in self._fitting(status, speeds):
             drawing.append(line.text + "\n", _STYLES.get(line.kind))
         drawing.rstrip()
         self._live.update(drawing, refresh=True)
+
+    def _fitting(self, status: FleetStatus, speeds: Speeds) -> list[Line]:
+        """Return the lines with as many workers as there is room for."""
+        width, height = self._console.width - 1, self._console.height - 1
+        rows = _ROWS
+        while True:
+            lines = status_lines(status, width=width, rows=rows, speeds=speeds)
+            if len(lines) <= height or not rows:
+                return lines[:height]
+            rows -= 1
 
     def close(self) -> None:
         """Leave what was shown last."""

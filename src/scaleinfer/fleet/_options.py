@@ -70,7 +70,7 @@ def spec_of(given: WorkerOptions, *, fleet: str, secret: str) -> WorkerSpec:
         ConfigError: An option cannot be used.
     """
     backend = given.get("backend") or ()
-    specs = (backend,) if isinstance(backend, str) else tuple(backend)
+    specs = tuple(backend) if isinstance(backend, list | tuple) else (backend,)
     for one in specs:
         if not isinstance(one, str):
             raise ConfigError(

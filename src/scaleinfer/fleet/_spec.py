@@ -72,7 +72,7 @@ class WorkerSpec:
             ConfigError: It is no such thing.
         """
         try:
-            data = orjson.loads(text)
+            data = dict(orjson.loads(text))
             unknown = sorted(set(data) - {f.name for f in fields(cls)})
             if unknown:
                 raise ConfigError(
@@ -82,7 +82,7 @@ class WorkerSpec:
                 )
             data["backend"] = tuple(data.get("backend") or ())
             return cls(**data)
-        except (orjson.JSONDecodeError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise ConfigError(f"the worker's spec cannot be read: {error}") from error
 
     def concurrency_or_none(self) -> int | Concurrency | None:
@@ -130,7 +130,7 @@ def _made_by(spec: str) -> list[Backend]:
     module, _, name = spec.partition(":")
     try:
         made = getattr(import_module(module), name)()
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"backend {spec!r} is no function that this node can import: {error}.",
             hint="Known besides: 'local', 'openai', 'openai:MODEL', or a URL.",

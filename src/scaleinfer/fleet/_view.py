@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from scaleinfer.observe import amount, duration, one_line, rate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from scaleinfer.fleet._status import FleetStatus, WorkerStatus
 
@@ -20,7 +21,7 @@ __all__ = ["Line", "Speeds", "status_html", "status_line", "status_lines", "stat
 
 _ROWS = 20
 _LEAST_WIDTH = 40
-_NAME = 32
+_NAME = 40
 _PROBLEM = 300
 _RANKS = ("broken", "leaving", "starting")
 
@@ -107,7 +108,7 @@ def status_lines(
     width = max(width, _LEAST_WIDTH)
     first, *rest = _summary(status, speeds or Speeds.average(status), now)
     lines = [Line(one_line(f"{one_line(status.name, _NAME)}: {first}", width), "head")]
-    lines += [Line(one_line(words, width - 2).join(("  ", ""))) for words in rest]
+    lines += [Line(f"  {one_line(words, width - 2)}") for words in rest]
     shown = _chosen(status.workers, rows)
     lines += _table_lines(shown, width)
     if more := _more(status.workers, shown):
@@ -173,12 +174,12 @@ def _summary(status: FleetStatus, speeds: Speeds, now: float | None) -> list[str
         done.append(f"{amount(speeds.tokens)} tokens/s")
     lines = [f"{who}{odd}, after {duration(status.elapsed_s)}", work, ", ".join(done)]
     faults = [
-        f"{number:,} {words}"
-        for number, words in (
-            (status.lost_workers, "workers lost"),
-            (status.requeued, "leases requeued"),
-            (status.copies, "second copies"),
-            (status.doubled, "doubled answers"),
+        _count(number, what) + words
+        for number, what, words in (
+            (status.lost_workers, "worker", " lost"),
+            (status.requeued, "lease", " requeued"),
+            (status.copies, "second request", ""),
+            (status.doubled, "late answer", ""),
         )
         if number
     ]
@@ -244,12 +245,17 @@ def _cells(worker: WorkerStatus) -> dict[str, str]:
     return dict(zip(_COLUMNS, cells, strict=True))
 
 
-def _problem(worker: WorkerStatus) -> list[str]:
-    """Return why a worker is broken, and where to look."""
-    if not worker.problem:
-        return []
-    log = [f"log on {worker.facts.node}: {worker.facts.log}"] if worker.facts.log else []
-    return [one_line(worker.problem, _PROBLEM), *log]
+def _problems(shown: Sequence[WorkerStatus]) -> list[list[str]]:
+    """Return why each worker is broken, the same words once, and where to look."""
+    said, problems = "", []
+    for worker in shown:
+        words = one_line(worker.problem, _PROBLEM)
+        lines = [words] if words != said else []
+        if worker.problem and worker.facts.log:
+            lines.append(one_line(f"log on {worker.facts.node}: {worker.facts.log}", _PROBLEM))
+        problems.append([line for line in lines if line])
+        said = words
+    return problems
 
 
 # -- text --------------------------------------------------------------------------------------
@@ -264,11 +270,19 @@ def _table_lines(shown: Sequence[WorkerStatus], width: int) -> list[Line]:
         if sum(widths.values()) + 2 * len(widths) - 2 > width:
             del widths[name]
     lines = [Line(_row({name: name for name in widths}, widths, width), "faded")]
-    for worker, row in zip(shown, rows, strict=True):
+    for worker, row, problem in zip(shown, rows, _problems(shown), strict=True):
         kind = "bad" if worker.state == "broken" else ""
         lines.append(Line(_row(row, widths, width), kind))
-        lines += [Line(f"    {one_line(words, width - 4)}", kind) for words in _problem(worker)]
+        lines += [Line(words, kind) for words in _wrapped(problem, width)]
     return lines
+
+
+def _wrapped(lines: Sequence[str], width: int) -> list[str]:
+    return [
+        part
+        for line in lines
+        for part in textwrap.wrap(line, width, initial_indent="    ", subsequent_indent="    ")
+    ]
 
 
 def _row(cells: dict[str, str], widths: dict[str, int], width: int) -> str:
@@ -287,12 +301,11 @@ def _table_html(shown: Sequence[WorkerStatus]) -> str:
         f'<th style="{_CELL};{_RULE};{_align(name)};font-weight:600">{name}</th>'
         for name in _COLUMNS
     )
-    body = "".join(_row_html(worker) for worker in shown)
+    body = "".join(map(_row_html, shown, _problems(shown)))
     return f'<table style="{_TABLE}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _row_html(worker: WorkerStatus) -> str:
-    problem = _problem(worker)
+def _row_html(worker: WorkerStatus, problem: Sequence[str]) -> str:
     rule = "border:0" if problem else _RULE
     bad = f";{_BAD}" if worker.state == "broken" else ""
     cells = "".join(
@@ -301,14 +314,10 @@ def _row_html(worker: WorkerStatus) -> str:
     )
     row = f"<tr>{cells}</tr>"
     if problem:
-        words = _joined(problem)
+        words = "<br>".join(map(escape, problem))
         style = f"{_CELL};{_RULE};text-align:left;padding-left:2em{bad}"
         row += f'<tr><td colspan="{len(_COLUMNS)}" style="{style}">{words}</td></tr>'
     return row
-
-
-def _joined(lines: Iterable[str]) -> str:
-    return "<br>".join(escape(words) for words in lines)
 
 
 def _align(name: str) -> str:

@@ -252,7 +252,7 @@ class AnyOrder(RuleBasedStateMachine):
         replied=st.booleans(),
         step=st.floats(0, 5),
     )
-    def message(
+    def message(  # noqa: PLR0917 - Hypothesis names what it draws
         self,
         data: st.DataObject,
         done: int,
