@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PLACES = 16
 REPLY_S = 10.0
+ALONE_S = 60.0
 WORDS = (
     "the molecule is soluble in water because its hydroxyl groups form hydrogen bonds with solvent "
     "while long aliphatic chains reduce that effect and aromatic rings stack so we expect moderate "
@@ -38,15 +39,13 @@ WORDS = (
 
 
 def texts(characters: int, seed: int = 0) -> Iterator[str]:
-    """Return texts of about this length that compress as prose does, all different."""
+    """Return texts of so many characters that compress as prose does, all different."""
     chosen = random.Random(seed)
+    bodies = [" ".join(chosen.choices(WORDS, k=characters // 4)) for _ in range(1_000)]
+    number = 0
     while True:
-        words: list[str] = []
-        length = 0
-        while length < characters:
-            words.append(chosen.choice(WORDS))
-            length += len(words[-1]) + 1
-        yield f"{chosen.random()} {' '.join(words)}"[:characters]
+        number += 1
+        yield f"{number} {bodies[number % len(bodies)]}"[:characters]
 
 
 @dataclass
@@ -67,6 +66,7 @@ class Peer:
     def __init__(self, name: str, rate: float, answers: Iterator[str], tally: Tally) -> None:
         self.name = name
         self.ended = False
+        self.took = 0.0
         self.pace = Pace()
         self._rate = rate
         self._answers = answers
@@ -101,6 +101,7 @@ class Peer:
             "epoch": self._epoch,
             "n": self._number,
             "ack": self._ack,
+            "took": self.took,
             "room": self.pace.room(PLACES),
             "unbegun": max(0, len(self._held) - PLACES),
             "in_flight": min(len(self._held), PLACES),
@@ -134,6 +135,7 @@ class Peer:
 
 async def attend(peer: Peer, link: Link, tally: Tally) -> None:
     """Exchange messages until the coordinator says that it is over."""
+    heard = time.monotonic()
     while not peer.ended:
         await asyncio.sleep(max(0.0, peer.pace.due(starving=False) - time.monotonic()))
         message, began = peer.message(), time.monotonic()
@@ -142,9 +144,15 @@ async def attend(peer: Peer, link: Link, tally: Tally) -> None:
             reply = await link.send(message, timeout=REPLY_S)
         except LinkError:
             tally.failed += 1
+            peer.took = time.monotonic() - began
+            peer.pace.lost()
+            if time.monotonic() - heard > ALONE_S:
+                return
             await asyncio.sleep(1.0)
             continue
-        tally.longest_s = max(tally.longest_s, time.monotonic() - began)
+        heard = time.monotonic()
+        peer.took = heard - began
+        tally.longest_s = max(tally.longest_s, peer.took)
         peer.taken(reply)
 
 
@@ -155,7 +163,8 @@ async def work(options: argparse.Namespace) -> dict[str, Any]:
     running: list[asyncio.Task[None]] = []
     joined: list[float] = []
     async with contextlib.AsyncExitStack() as stack:
-        first = await stack.enter_async_context(await factory.create_user_client())
+        first = await factory.create_user_client()
+        stack.push_async_callback(first.close)
         agent = None
         while agent is None:
             agent = await find_coordinator(first, options.fleet, None, "peers")
@@ -165,9 +174,8 @@ async def work(options: argparse.Namespace) -> dict[str, Any]:
         async def join(mailbox: int) -> None:
             if mailbox:
                 await asyncio.sleep(options.over * mailbox / options.mailboxes)
-                clients.append(
-                    await stack.enter_async_context(await factory.create_user_client())
-                )
+                clients.append(await factory.create_user_client())
+                stack.push_async_callback(clients[-1].close)
             client = clients[-1]
             for number in range(mailbox, options.workers, options.mailboxes):
                 name = f"peer-{number}"

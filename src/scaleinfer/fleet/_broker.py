@@ -23,7 +23,7 @@ from scaleinfer.errors import (
 from scaleinfer.fleet._client import ClientDesk
 from scaleinfer.fleet._leases import LeaseTable
 from scaleinfer.fleet._messages import PROTOCOL, FormReader, FormWriter, answer_from, pack, unpack
-from scaleinfer.fleet._pace import interval_for, silence_for
+from scaleinfer.fleet._pace import Tempo, silence_for
 from scaleinfer.fleet._status import FleetStatus, WorkerFacts, WorkerStatus
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Broker:
         self.problem: ScaleInferError | None = None
         self.on_change: Callable[[str], None] | None = None
         self._secret = secret
+        self._tempo = Tempo()
         self._forms = FormWriter()
         self._asked: dict[int, _Asked] = {}
         self._known: dict[str, _Known] = {}
@@ -198,7 +199,8 @@ class Broker:
     def tick(self) -> None:
         """Give up workers that are silent; to be called about once a second."""
         now, table = time.monotonic(), self.table
-        table.interval = interval_for(table.workers)
+        self._tempo.tick()
+        table.interval = self._tempo.interval(table.workers)
         for worker in table.silent(now, silence_for(table.interval)):
             self.lost(worker, f"was not heard of for {silence_for(table.interval):.0f} s")
         self._fail_if_all_broken(now)
@@ -291,11 +293,13 @@ class Broker:
                 table.handed_back(worker, number, fence)
             for number, answer in said["done"]:
                 self._answered(worker, number, answer, now)
+        if fresh:
+            self._tempo.heard(said["took"])
         self._note(worker, said, now)
         reply = {
             "epoch": self.epoch,
             "n": said["n"],
-            "interval": interval_for(table.workers, idle=not len(table)),
+            "interval": self._tempo.interval(table.workers, idle=not len(table)),
             "end": self.ending,
             "reset": reset,
             "leave": worker in self._dismissed,
@@ -358,7 +362,7 @@ class Broker:
         facts = WorkerFacts.from_dict(said.get("facts") or {})
         self._known[worker] = _Known(facts, now)
         self._met += 1
-        self.table.interval = interval_for(self.table.workers + 1)
+        self.table.interval = self._tempo.interval(self.table.workers + 1)
         again = " again" if worker in self._gone else ""
         self._gone.discard(worker)
         self._changed(f"{worker} on {facts.node} is here{again}")

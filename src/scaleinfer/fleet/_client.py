@@ -200,7 +200,8 @@ class RemoteBroker:
             if not self._unsent:
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._interval)
+                    async with asyncio.timeout(self._interval):
+                        await self._wake.wait()
             # More requests may follow in this turn of the loop.
             await asyncio.sleep(0)
 

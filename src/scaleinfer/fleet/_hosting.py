@@ -97,7 +97,8 @@ class AgentHost:
                         return
                     log.warning("%s runs again after %s: %s", self._name, type(error), error)
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._stop.wait(), _PAUSE_S)
+                        async with asyncio.timeout(_PAUSE_S):
+                            await self._stop.wait()
 
     async def _run(self) -> None:
         from academy.runtime import Runtime

@@ -72,7 +72,8 @@ class Keeper:
             self._look(time.monotonic())
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), _LOOK_S)
+                async with asyncio.timeout(_LOOK_S):
+                    await self._changed.wait()
 
     def _look(self, now: float) -> None:
         table, broker = self._broker.table, self._broker

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["Pace", "interval_for", "silence_for"]
+__all__ = ["Pace", "Tempo", "interval_for", "silence_for"]
 
 _SHORTEST = 0.05
 _SHORTEST_IDLE = 0.25
-_LONGEST = 15.0
+_LONGEST = 60.0
+_LONGEST_ALONE = 15.0
+"""Between two tries of a worker that gets no replies."""
 _MESSAGES_A_SECOND = 200.0
 """Of all workers together: a quarter of what one mailbox carries (ACADEMY: 760 a second over
 Redis, 390 over HTTP, and each message brings a reply)."""
@@ -17,6 +19,9 @@ _SILENT_INTERVALS = 3
 _AHEAD = 1.5
 _MOST_AHEAD = 20_000
 _EARLY = 0.2
+_LATE_REPLY = 1.0
+_STRETCH, _MOST_STRETCH = 1.5, 8.0
+_RELAX = 0.95
 
 
 def interval_for(workers: int, *, idle: bool = False) -> float:
@@ -33,6 +38,40 @@ def interval_for(workers: int, *, idle: bool = False) -> float:
 def silence_for(interval: float) -> float:
     """Return the seconds of silence after which a worker is given up."""
     return max(_SILENCE, _SILENT_INTERVALS * interval)
+
+
+class Tempo:
+    """The interval that a coordinator names: longer while its replies come late.
+
+    How many messages a second a coordinator can take depends on its exchange, its machine and
+    what else that does. Beyond it, messages wait in its mailbox until their senders send them
+    again, which makes everything worse.
+    """
+
+    __slots__ = ("_heard", "_late", "_stretch")
+
+    def __init__(self) -> None:
+        self._heard = self._late = 0
+        self._stretch = 1.0
+
+    def heard(self, took: float) -> None:
+        """A worker says that the reply to its message before took so many seconds."""
+        self._heard += 1
+        self._late += took > _LATE_REPLY
+
+    def tick(self) -> None:
+        """Adapt to what was heard; to be called about once a second."""
+        if not self._heard:
+            return
+        if 2 * self._late > self._heard:
+            self._stretch = min(_MOST_STRETCH, _STRETCH * self._stretch)
+        else:
+            self._stretch = max(1.0, _RELAX * self._stretch)
+        self._heard = self._late = 0
+
+    def interval(self, workers: int, *, idle: bool = False) -> float:
+        """Return what `interval_for` does, stretched."""
+        return min(_LONGEST, self._stretch * interval_for(workers, idle=idle))
 
 
 class Pace:
@@ -69,6 +108,10 @@ class Pace:
             # Up at once, or a fast worker would starve; down slowly, as answers come in waves.
             self._rate = max(rate, 0.7 * self._rate + 0.3 * rate)
         self._sent = now
+
+    def lost(self) -> None:
+        """No reply came: the next message waits longer, lest all do what nobody has time for."""
+        self.interval = max(self.interval, min(2 * self.interval, _LONGEST_ALONE))
 
     def room(self, places: int) -> int:
         """Return how many tasks the worker can make use of.

@@ -152,7 +152,8 @@ async def _parent_gone(parent: int) -> None:
     loop.add_reader(0, read)
     while not ended.is_set() and (not parent or os.getppid() == parent):
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ended.wait(), _LOOK_S)
+            async with asyncio.timeout(_LOOK_S):
+                await ended.wait()
 
 
 async def _serve(host: str, port: int, parent: int, token: str) -> None:

@@ -89,6 +89,7 @@ class Station:
         self._idle: deque[asyncio.Future[None]] = deque()
         self._number = -1
         self._ack = -1
+        self._sent = self._took = 0.0
         self._epoch = ""
 
     # -- the endpoints ---------------------------------------------------------------------
@@ -139,6 +140,7 @@ class Station:
         """Return what to tell the coordinator now; `taken` or `lost` must follow."""
         now, engine = time.monotonic(), self._engine
         self._number += 1
+        self._sent = now
         self._pace.sent(now, min(len(self._done), _MOST_DONE))
         self._reported, self._reported_back = min(len(self._done), _MOST_DONE), len(self._back)
         wants = engine is not None and self._broken is None and not self.leaving
@@ -150,6 +152,7 @@ class Station:
             "epoch": self._epoch,
             "n": self._number,
             "ack": self._ack,
+            "took": round(self._took, 3),
             "room": self._pace.room(engine.lanes) if wants and engine is not None else 0,
             "unbegun": len(self._backlog),
             "in_flight": len(self._working),
@@ -167,6 +170,8 @@ class Station:
 
     def lost(self) -> None:
         """No reply came: what was told is told again."""
+        self._took = time.monotonic() - self._sent
+        self._pace.lost()
         self._reported = self._reported_back = 0
         self._told = None
 
@@ -180,6 +185,7 @@ class Station:
             self.refused = str(reply["refuse"])
             return
         self._told = self._telling
+        self._took = time.monotonic() - self._sent
         del self._done[: self._reported]
         del self._back[: self._reported_back]
         self._reported = self._reported_back = 0

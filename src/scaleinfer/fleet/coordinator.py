@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from academy.agent import Agent, action, loop
@@ -60,10 +61,9 @@ class Coordinator(Agent):
         """Give up workers that are silent."""
         while not shutdown.is_set():
             self.broker.tick()
-            try:
-                await asyncio.wait_for(shutdown.wait(), _TICK)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK):
+                    await shutdown.wait()
 
     @action
     async def hello(self, fleet: str, secret: str | None = None) -> dict[str, Any]:

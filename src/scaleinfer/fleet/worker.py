@@ -130,7 +130,8 @@ class InferenceWorker(Agent):
         self._station.leave()
         self._station.abandon()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._finished.wait(), _STOP_S)
+            async with asyncio.timeout(_STOP_S):
+                await self._finished.wait()
 
     @action
     async def describe(self) -> dict[str, Any]:
@@ -253,13 +254,15 @@ class InferenceWorker(Agent):
                 return
             station.wake.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(station.wake.wait(), min(left, _PAUSE_S))
+                async with asyncio.timeout(min(left, _PAUSE_S)):
+                    await station.wake.wait()
             self._mind_the_time(shutdown)
 
     @staticmethod
     async def _pause(shutdown: asyncio.Event) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(shutdown.wait(), _PAUSE_S)
+            async with asyncio.timeout(_PAUSE_S):
+                await shutdown.wait()
 
     def _mind_the_time(self, shutdown: asyncio.Event) -> None:
         """Near the end of its job, or told to stop: hand back what will not be done."""

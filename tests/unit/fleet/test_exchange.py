@@ -295,7 +295,7 @@ class Scripted:
         self._raise_next()
         self.restored += 1
 
-    async def listen(self, timeout: float | None = None) -> AsyncGenerator[Message[Any]]:  # noqa: ASYNC109 - Academy's signature
+    async def listen(self, timeout: float | None = None) -> AsyncGenerator[Message[Any]]:
         while self.script:
             self._raise_next()
             yield self.script.pop(0)  # type: ignore[misc] # no error: it would have been raised
