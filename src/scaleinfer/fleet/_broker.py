@@ -97,11 +97,12 @@ class Broker:
         self._known: dict[str, _Known] = {}
         self._gone: set[str] = set()
         self._dismissed: set[str] = set()
+        self._left: set[str] = set()
         self._desks: dict[str, ClientDesk] = {}
         self._desk_forms: dict[str, FormReader] = {}
         self._jobs = 0
         self._met = 0
-        self._began = time.monotonic()
+        self._began = self._ticked = time.monotonic()
         self._failed = 0
         self._tokens = 0
 
@@ -161,6 +162,10 @@ class Broker:
         """True if the worker is here or was."""
         return worker in self._known or worker in self._gone
 
+    def has_left(self, worker: str) -> bool:
+        """True if the worker has said that it ends, and that nothing is wrong with it."""
+        return worker in self._left
+
     @property
     def met(self) -> int:
         """Workers that have ever been here."""
@@ -199,7 +204,8 @@ class Broker:
     def tick(self) -> None:
         """Give up workers that are silent; to be called about once a second."""
         now, table = time.monotonic(), self.table
-        self._tempo.tick()
+        self._tempo.tick(now - self._ticked, table.interval)
+        self._ticked = now
         table.interval = self._tempo.interval(table.workers)
         for worker in table.silent(now, silence_for(table.interval)):
             self.lost(worker, f"was not heard of for {silence_for(table.interval):.0f} s")
@@ -306,6 +312,8 @@ class Broker:
         }
         if said["leave"] or self.ending:
             table.leave(worker)
+            if self._known[worker].broken is None:
+                self._left.add(worker)
             self._forget(worker, f"{worker} has left")
         elif fresh:
             reply |= self._granted(table.grant(worker, now, most_bytes=_MOST_BYTES))
@@ -365,6 +373,7 @@ class Broker:
         self.table.interval = self._tempo.interval(self.table.workers + 1)
         again = " again" if worker in self._gone else ""
         self._gone.discard(worker)
+        self._left.discard(worker)
         self._changed(f"{worker} on {facts.node} is here{again}")
 
     def _note(self, worker: str, said: dict[str, Any], now: float) -> None:

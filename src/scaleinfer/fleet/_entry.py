@@ -20,6 +20,7 @@ import orjson
 
 from scaleinfer._loop import run
 from scaleinfer.errors import ScaleInferError
+from scaleinfer.fleet._launch import FAILED
 from scaleinfer.fleet._spec import WorkerSpec
 
 if TYPE_CHECKING:
@@ -116,8 +117,9 @@ def main() -> None:
     try:
         summary = run_worker(spec)
     except ScaleInferError as error:
+        print(orjson.dumps(error.to_dict()).decode())
         print(error, file=sys.stderr)
-        sys.exit(1)
+        sys.exit(FAILED)
     print(summary)
 
 

@@ -77,9 +77,11 @@ class Keeper:
 
     def _look(self, now: float) -> None:
         table, broker = self._broker.table, self._broker
+        # A batch system may tell a minute later that a worker has ended.
+        here = [name for name in self._running.values() if not broker.has_left(name)]
         wanted = self._scaling.look(
             now,
-            started=len(self._running),
+            started=len(here),
             joined=table.workers,
             tasks=len(table),
             room=table.room,
@@ -109,6 +111,9 @@ class Keeper:
         if self._broker.ending:
             return
         error = future.exception()
+        if self._broker.has_left(name) and not isinstance(error, ConfigError):
+            # One that was told to go may yet be reported as lost with its job.
+            error = None
         came = self._broker.knew(name)
         self._scaling.ended(
             time.monotonic(),

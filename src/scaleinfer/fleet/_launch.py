@@ -11,12 +11,17 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from scaleinfer.errors import WorkerLost
+import orjson
+
+from scaleinfer.errors import WorkerLost, error_from_dict
 
 if TYPE_CHECKING:
     import os
 
-__all__ = ["Launcher", "LocalLauncher"]
+__all__ = ["FAILED", "Launcher", "LocalLauncher"]
+
+FAILED = 3
+"""Exit status of a worker that says on its standard output, as JSON, what went wrong."""
 
 _STOP_S = 10.0
 _LAST_LINES = 8
@@ -130,6 +135,10 @@ class LocalLauncher:
                 if stream is not None:
                     with contextlib.suppress(OSError):
                         stream.close()
+        if status == FAILED:
+            error = error_from_dict(orjson.loads(summary))
+            error.hint = f"{error.hint} Its log: {log}".strip()
+            raise error
         if status:
             raise WorkerLost(f"the worker process {process.pid} {_ended(status)}{last_lines(log)}")
         return summary.decode()

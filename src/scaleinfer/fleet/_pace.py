@@ -18,9 +18,9 @@ _SILENCE = 10.0
 _SILENT_INTERVALS = 3
 _AHEAD = 1.5
 _MOST_AHEAD = 20_000
-_EARLY = 0.2
+_EARLY = 0.4
 _LATE_REPLY = 1.0
-_STRETCH, _MOST_STRETCH = 1.5, 8.0
+_STRETCH, _MOST_STRETCH = 1.5, 6.0
 _RELAX = 0.95
 
 
@@ -48,10 +48,11 @@ class Tempo:
     again, which makes everything worse.
     """
 
-    __slots__ = ("_heard", "_late", "_stretch")
+    __slots__ = ("_heard", "_late", "_patience", "_stretch")
 
     def __init__(self) -> None:
         self._heard = self._late = 0
+        self._patience = 0.0
         self._stretch = 1.0
 
     def heard(self, took: float) -> None:
@@ -59,15 +60,18 @@ class Tempo:
         self._heard += 1
         self._late += took > _LATE_REPLY
 
-    def tick(self) -> None:
-        """Adapt to what was heard; to be called about once a second."""
-        if not self._heard:
+    def tick(self, seconds: float, interval: float) -> None:
+        """Adapt to what was heard within the last seconds; `interval` is what workers keep."""
+        heard, late, self._heard, self._late = self._heard, self._late, 0, 0
+        self._patience -= seconds
+        if not heard:
             return
-        if 2 * self._late > self._heard:
+        if 2 * late <= heard:
+            self._stretch = max(1.0, _RELAX**seconds * self._stretch)
+        elif self._patience <= 0:
             self._stretch = min(_MOST_STRETCH, _STRETCH * self._stretch)
-        else:
-            self._stretch = max(1.0, _RELAX * self._stretch)
-        self._heard = self._late = 0
+            # What is heard until then is of the time before.
+            self._patience = _STRETCH * interval
 
     def interval(self, workers: int, *, idle: bool = False) -> float:
         """Return what `interval_for` does, stretched."""

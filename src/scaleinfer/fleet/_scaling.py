@@ -76,13 +76,13 @@ class Scaling:
             came: True if the coordinator had heard of it.
             hopeless: True if another one would end the same way: a setting is wrong.
         """
-        if hopeless and not came:
-            self._never_came = _FAILURES
-        if not failed or now < self._hold_until:
+        if not failed or (now < self._hold_until and not hopeless):
             return
         # Of those that fail together, the first counts.
         self._row = 1 if now - self._failed_at > _CALM else self._row + 1
         self._never_came = 0 if came else self._never_came + 1
+        if hopeless:
+            self._never_came = _FAILURES
         self._failed_at = now
         self._hold_until = now + min(_LONGEST_HOLD, _FIRST_HOLD * 2.0 ** (self._row - 1))
 

@@ -44,8 +44,8 @@ def slurm_config(
     address: str | None = None,
     launcher: Literal["srun", "single"] = "srun",
     run_dir: str | os.PathLike[str] | None = None,
-    heartbeat_period: int = 2,
-    heartbeat_threshold: int = 10,
+    heartbeat_period: int = 5,
+    heartbeat_threshold: int = 60,
     poll_seconds: float = 10.0,
     idle_seconds: float = 30.0,
 ) -> Config:
@@ -74,7 +74,9 @@ def slurm_config(
         run_dir: Folder for logs, keys and submit scripts, on a file system that every node sees.
             Default: `runinfo` in the working directory.
         heartbeat_period: Seconds between a node's signs of life.
-        heartbeat_threshold: Seconds without one after which a node counts as lost.
+        heartbeat_threshold: Seconds without one after which a node's workers are ended and others
+            may be started. Their work goes out again long before; a node that is back earlier
+            works on.
         poll_seconds: Seconds between looks at the queue.
         idle_seconds: Seconds after which an idle job is cancelled.
 

@@ -43,6 +43,7 @@ class Station:
     Attributes:
         facts: The same; sent again when changed.
         leaving: True once no more leases are wanted.
+        served: True once there were endpoints to ask.
         ended: The coordinator said that it is over.
         refused: Why the coordinator does not want this worker; else empty.
         wake: Set when a message may be due earlier than thought.
@@ -63,6 +64,7 @@ class Station:
         self.name = name
         self.facts = facts
         self.leaving = False
+        self.served = False
         self.ended = False
         self.refused = ""
         self.wake = asyncio.Event()
@@ -102,10 +104,11 @@ class Station:
             self._engine = None
             self._give_back(len(self._backlog))
             return
+        self.served = True
         pool = pool_of(backends, self._concurrency, self._rate_limit)
         self._engine = Engine(backends, pool=pool, retry=self._retry, dispatch=self._dispatch)
         self._engine.on_wait = self._grow
-        self._grow()
+        self._begin()
         self.wake.set()
 
     def broke(self, error: EndpointError) -> None:
@@ -205,10 +208,11 @@ class Station:
         self._forms.learn(reply["forms"])
         for number, fence, data in reply["give"]:
             self._backlog.append((number, fence, self._forms.request(data)))
-        if reply["give"]:
-            self._grow()
-            while self._idle and self._backlog:
-                self._wake_lane()
+        if self._engine is None or self._broken is not None or self.leaving:
+            # Asked for before the endpoint went; others need not wait until it is back.
+            self._give_back(len(self._backlog))
+        elif reply["give"]:
+            self._begin()
 
     # -- ending ----------------------------------------------------------------------------
 
@@ -271,6 +275,11 @@ class Station:
             self._lanes.add(lane)
             lane.add_done_callback(self._lanes.discard)
 
+    def _begin(self) -> None:
+        self._grow()
+        while self._idle and self._backlog:
+            self._wake_lane()
+
     def _wake_lane(self) -> None:
         while self._idle:
             waiting = self._idle.popleft()
@@ -279,9 +288,13 @@ class Station:
                 return
 
     async def _lane(self) -> None:
+        lane = asyncio.current_task()
+        assert lane is not None
         while True:
             engine = self._engine
             if engine is not None and len(self._lanes) > engine.lanes + engine.waiting:
+                # At once, or of those that wake together each would find one too many.
+                self._lanes.discard(lane)
                 return
             if engine is None or self._broken is not None or not self._backlog:
                 waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()

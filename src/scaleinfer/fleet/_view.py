@@ -23,6 +23,7 @@ _ROWS = 20
 _LEAST_WIDTH = 40
 _NAME = 40
 _PROBLEM = 300
+_LONGEST_S = 1e8
 _RANKS = ("broken", "leaving", "starting")
 
 _COLUMNS = (
@@ -112,7 +113,7 @@ def status_lines(
     shown = _chosen(status.workers, rows)
     lines += _table_lines(shown, width)
     if more := _more(status.workers, shown):
-        lines.append(Line(more, "faded"))
+        lines.append(Line(one_line(more, width), "faded"))
     return lines
 
 
@@ -163,7 +164,7 @@ def _summary(status: FleetStatus, speeds: Speeds, now: float | None) -> list[str
     if limit:
         work += f" of {limit:,} possible"
     at_hand = status.queued + status.leased
-    if at_hand and speeds.items:
+    if at_hand and speeds.items and at_hand / speeds.items < _LONGEST_S:
         work += f"; work at hand for {duration(at_hand / speeds.items)}"
     done = [f"{status.answered:,} answered"]
     if status.failed:

@@ -275,6 +275,13 @@ class InferenceWorker(Agent):
         left = until - time.time()
         margin = min(_MARGIN_S, _MARGIN_SHARE * (until - self._started))
         if left < margin and not station.leaving:
+            if not station.served:
+                self._problem = ConfigError(
+                    f"the job of {station.name} on {station.facts.node} ends in {left:.0f} s and "
+                    "its endpoints are not ready yet.",
+                    hint="Ask for a longer walltime: starting takes this long here."
+                    + (f" Log: {station.facts.log}" if station.facts.log else ""),
+                )
             station.leave()
         if left < min(_HAND_BACK_S, margin / 2):
             station.abandon()
@@ -294,6 +301,8 @@ class InferenceWorker(Agent):
             self._problem = ConfigError(f"{type(error).__name__}: {error}")
             log.exception("The endpoints cannot be opened.")
         if self._problem is not None:
+            facts = self._station.facts
+            self._problem.message += f" (worker {self._station.name} on node {facts.node})"
             log.error("%s", self._problem)
             self._station.broke(_as_endpoint_error(self._problem))
             self._station.leave()

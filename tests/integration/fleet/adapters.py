@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from scaleinfer import Backend
 from scaleinfer.backends import EndpointStatus
 from scaleinfer.results import Completion, Usage
+
+if TYPE_CHECKING:
+    from scaleinfer.requests import Request
 
 
 class Idle(Backend):
@@ -19,7 +23,7 @@ class Idle(Backend):
     model = "idle"
     adaptive = False
 
-    async def complete(self, request: object, *, timeout: float | None = None) -> Completion:
+    async def complete(self, request: Request, *, timeout: float | None = None) -> Completion:
         if "poison" in str(request):
             os.kill(os.getpid(), signal.SIGKILL)
         return Completion(str(os.getpid()), "stop", Usage(1, 1, 0, 1), "idle")
@@ -28,5 +32,28 @@ class Idle(Backend):
         return EndpointStatus(self.endpoint, ok=True, detail="")
 
 
+class Parrot(Idle):
+    """Answers what it was asked, all of it."""
+
+    async def complete(self, request: Request, *, timeout: float | None = None) -> Completion:
+        assert request.messages is not None
+        return Completion(str(request.messages[0]["content"]), "stop", Usage(1, 1, 0, 1), "parrot")
+
+
+class Slow(Idle):
+    """Is never ready."""
+
+    async def open(self) -> None:
+        await asyncio.sleep(3600)
+
+
 def idle() -> Idle:
     return Idle()
+
+
+def parrot() -> Parrot:
+    return Parrot()
+
+
+def slow() -> Slow:
+    return Slow()

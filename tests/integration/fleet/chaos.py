@@ -20,16 +20,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tests.services.slurm import SlurmCluster
 
     from scaleinfer.fleet import Fleet
     from scaleinfer.testing import RequestView
 
-__all__ = ["Arrival", "Arrivals", "Chaos", "Counts", "Fault", "Kind", "counts", "schedule"]
+__all__ = [
+    "Arrival",
+    "Arrivals",
+    "Chaos",
+    "Counts",
+    "Fault",
+    "Kind",
+    "Left",
+    "Mapping",
+    "counts",
+    "schedule",
+]
 
 T = TypeVar("T")
+_PATIENCE_S = 60.0
 Kind = Literal["worker", "server", "partition", "job", "exchange"]
 
 
@@ -266,6 +278,88 @@ class Chaos:
         finally:
             await asyncio.shield(asyncio.to_thread(self.exchange.start))
         return "restarted"
+
+
+class Mapping:
+    """A map that goes on until it is told to stop, so that faults do not meet its end.
+
+    Args:
+        fleet: Where it runs.
+        journal: Its journal.
+        most: Items after which it stops by itself.
+    """
+
+    def __init__(self, fleet: Fleet, journal: Path, *, most: int = 1_000_000) -> None:
+        self.prompts: list[str] = []
+        self.journal = journal
+        self._fleet = fleet
+        self._most = most
+        self._stopped = False
+        self._task = asyncio.create_task(self._run())
+
+    def stop(self) -> None:
+        """Have it take no more items."""
+        self._stopped = True
+
+    async def done(self) -> int:
+        """Wait for its end; return how many items have a good answer."""
+        return await self._task
+
+    async def _run(self) -> int:
+        from scaleinfer import parallel_map
+
+        results = await parallel_map(
+            self._items(), "{}", fleet=self._fleet, journal=self.journal, progress=False
+        )
+        return len(results.ok)
+
+    def _items(self) -> Iterator[str]:
+        while not self._stopped and len(self.prompts) < self._most:
+            self.prompts.append(f"item {len(self.prompts)}")
+            yield self.prompts[-1]
+
+
+class Left:
+    """What a fleet leaves behind: made before it is opened, asked after it is closed.
+
+    Args:
+        slurm: The cluster, if it runs on one.
+    """
+
+    def __init__(self, slurm: SlurmCluster | None = None) -> None:
+        self._slurm = slurm
+        self._children, self._sockets = _children(), _sockets()
+
+    def find(self) -> list[str]:
+        """Wait until nothing is left, but not for long; return what is."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while (found := self._found()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return found
+
+    def _found(self) -> list[str]:
+        found = [f"process {pid}" for pid in _children() - self._children]
+        found += [f"{number} sockets" for number in [_sockets() - self._sockets] if number > 0]
+        if self._slurm is not None:
+            found += [f"job {job}" for job in self._slurm.jobs()]
+            found += [f"process {pid} on a node" for pid in self._slurm.processes()]
+        return found
+
+
+def _children() -> set[int]:
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread may end meanwhile
+            found.update(map(int, (task / "children").read_text().split()))
+    return found
+
+
+def _sockets() -> int:
+    found = 0
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found += os.readlink(path).startswith("socket:")
+    return found
 
 
 def _one(found: Sequence[T], pick: int) -> T | None:

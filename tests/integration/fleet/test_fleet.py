@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
+import string
 import subprocess
 import sys
 import time
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,8 @@ import pytest
 from pydantic import BaseModel
 
 from scaleinfer import ConfigError, PromptError, WorkerLost, parallel_map, stream_map
-from scaleinfer.fleet import Fleet, NodeServer
+from scaleinfer.fleet import Fleet, NodeServer, WorkerSpec
+from scaleinfer.fleet._launch import LocalLauncher
 from scaleinfer.journal import verify
 from scaleinfer.testing import Fault, SimulatedServer
 
@@ -196,6 +200,32 @@ async def test_a_worker_that_cannot_start_is_named_with_its_log(tmp_path: Path) 
         results = await parallel_map(range(3), "{}", fleet=fleet, **QUIET)
     assert not results.ok
     assert "no_such_module" in str(results[0].error)
+
+
+async def test_prompts_and_answers_larger_than_a_message() -> None:
+    chance = random.Random(1)
+    letters = string.ascii_letters + string.digits
+    sizes = (10, 2_000_000, 300_000, 10, 900_000)
+    items = ["".join(chance.choices(letters, k=size)) for size in sizes]
+    async with Fleet.local(1, backend="tests.integration.fleet.adapters:parrot") as fleet:
+        results = await parallel_map(items, "{}", fleet=fleet, **QUIET)
+    assert results.texts == items
+
+
+async def test_a_walltime_shorter_than_the_start_is_said(tmp_path: Path) -> None:
+    def spec_of(launcher: LocalLauncher) -> LocalLauncher:
+        started = launcher.start
+        launcher.start = lambda spec: started(  # type: ignore[method-assign] # as a batch job's end
+            replace(WorkerSpec.from_json(spec), walltime_s=4.0).to_json()
+        )
+        return launcher
+
+    slow = "tests.integration.fleet.adapters:slow"
+    fleet = Fleet(lambda folder: spec_of(LocalLauncher(folder)), 1, backend=slow, folder=tmp_path)
+    async with fleet:
+        results = await parallel_map(range(3), "{}", fleet=fleet, **QUIET)
+    assert not results.ok
+    assert "walltime" in str(results[0].error)
 
 
 async def test_a_fleet_that_is_not_open_or_elsewhere() -> None:

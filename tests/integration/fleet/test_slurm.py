@@ -47,7 +47,8 @@ def launch(tmp_path: Path, slurm: SlurmCluster) -> Iterator[Callable[..., ParslL
 
     def make(function: Callable[[str], str] = shell, **settings: Any) -> ParslLauncher:
         near = {"address": slurm.address, "run_dir": tmp_path, "poll_seconds": 1, "idle_seconds": 2}
-        config = slurm_config(**{"walltime": "00:10:00", **near, **settings})
+        soon = {"heartbeat_period": 2, "heartbeat_threshold": 10}
+        config = slurm_config(**{"walltime": "00:10:00", **near, **soon, **settings})
         made.append(ParslLauncher(config, function=function))
         return made[-1]
 
@@ -167,7 +168,12 @@ def test_a_killed_client_leaves_no_process_and_no_job(slurm: SlurmCluster, tmp_p
     script.write_text(f"""
 from scaleinfer.fleet._parsl import ParslLauncher
 from scaleinfer.fleet._slurm import slurm_config
-config = slurm_config(address={slurm.address!r}, run_dir={str(tmp_path)!r})
+config = slurm_config(
+    address={slurm.address!r},
+    run_dir={str(tmp_path)!r},
+    heartbeat_period=2,
+    heartbeat_threshold=10,
+)
 # No process of its own: a real worker ends those that it starts, a shell would not.
 launcher = ParslLauncher(config, function=eval)
 launcher.start("open({str(began)!r}, 'w').close() or __import__('time').sleep(1000)").result()

@@ -136,7 +136,7 @@ def test_jobs_are_added_by_demand_and_given_back(commands: Path) -> None:
     assert executor.provider.max_blocks == 3
     assert executor.workers_per_node == 3
     assert (config.strategy, config.max_idletime) == ("htex_auto_scale", 5)
-    assert (executor.heartbeat_period, executor.heartbeat_threshold) == (2, 10)
+    assert (executor.heartbeat_period, executor.heartbeat_threshold) == (5, 60)
     assert executor.drain_period == 3300
     assert executor.status_polling_interval == 10
 
