@@ -98,6 +98,7 @@ class Broker:
         self._gone: set[str] = set()
         self._dismissed: set[str] = set()
         self._left: set[str] = set()
+        self._sent_home: set[str] = set()
         self._desks: dict[str, ClientDesk] = {}
         self._desk_forms: dict[str, FormReader] = {}
         self._jobs = 0
@@ -161,6 +162,10 @@ class Broker:
     def knew(self, worker: str) -> bool:
         """True if the worker is here or was."""
         return worker in self._known or worker in self._gone
+
+    def sent_home(self, worker: str) -> bool:
+        """True if the worker has been told that the fleet ends."""
+        return worker in self._sent_home
 
     def has_left(self, worker: str) -> bool:
         """True if the worker has said that it ends, and that nothing is wrong with it."""
@@ -312,7 +317,9 @@ class Broker:
         }
         if said["leave"] or self.ending:
             table.leave(worker)
-            if self._known[worker].broken is None:
+            if self.ending:
+                self._sent_home.add(worker)
+            elif self._known[worker].broken is None:
                 self._left.add(worker)
             self._forget(worker, f"{worker} has left")
         elif fresh:

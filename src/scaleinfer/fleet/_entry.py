@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["run_worker"]
 
+_HEARTBEAT_S = 30.0
+"""To the exchange, which nobody of ours looks at: a worker's messages are its sign of life, and
+2,000 workers that beat every 2 s would be more work than theirs."""
+
 
 def run_worker(spec: str) -> str:
     """Run a worker until it has ended.
@@ -52,7 +56,7 @@ async def _worker(spec: WorkerSpec) -> str:
     from scaleinfer.fleet.worker import InferenceWorker
 
     _write_log(spec)
-    factory = exchange_factory(spec.exchange)
+    factory = exchange_factory(spec.exchange, heartbeat_s=_HEARTBEAT_S)
     await check_exchange(factory)
     client = await factory.create_user_client(start_listener=False)
     try:

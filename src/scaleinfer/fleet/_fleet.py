@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import shutil
 import socket
 import tempfile
 import time
@@ -103,7 +104,7 @@ class Fleet:
         self._keeping: asyncio.Task[None] | None = None
         self._broker: Broker | RemoteBroker | None = None
         self._remote: tuple[Handle[Coordinator], ExchangeClient[Any] | None] | None = None
-        self._keep_workers = False
+        self._keep_workers = self._temporary = False
         self._stack = AsyncExitStack()
 
     # -- ways to make one ------------------------------------------------------------------
@@ -435,6 +436,7 @@ class Fleet:
             await self._open_remote(*self._remote)
             return
         given = self._options.get("folder")
+        self._temporary = given is None
         self.folder = Path(given or tempfile.mkdtemp(prefix=f"scaleinfer-{self.name}-"))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._broker = broker = Broker(self.name, secret=self._secret or None)
@@ -517,6 +519,8 @@ class Fleet:
                 await asyncio.to_thread(self._launcher.close)
         finally:
             await self._stack.aclose()
+            if self._temporary and (self._keeper is None or not self._keeper.failed):
+                await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
             self._stack, self._keeping, self._launcher = AsyncExitStack(), None, None
             self._keeper, self._broker, self.loop = None, None, None
 
@@ -524,7 +528,8 @@ class Fleet:
         """Give workers the time to hear that it is over, which they do with their next message."""
         keeper, until = self._keeper, time.monotonic() + _END_S
         while time.monotonic() < until and broker.met:
-            if not broker.workers and (keeper is None or not keeper.running):
+            # Of those that are not here some may never come, or be reported long after their end.
+            if not broker.workers and (keeper is None or not keeper.closing):
                 return
             await asyncio.sleep(_WAIT_S)
 

@@ -62,6 +62,17 @@ class Keeper:
         """Workers that were started and have not ended."""
         return sum(not future.done() for future in self._running)
 
+    @property
+    def closing(self) -> int:
+        """Workers that were told to end and are about to."""
+        told = self._broker.sent_home
+        return sum(not future.done() and told(name) for future, name in self._running.items())
+
+    @property
+    def failed(self) -> bool:
+        """True if a worker has ended with an error."""
+        return self._last_error is not None
+
     def look_again(self) -> None:
         """Something has changed."""
         self._changed.set()

@@ -6,7 +6,7 @@ import math
 
 __all__ = ["Pace", "Tempo", "interval_for", "silence_for"]
 
-_SHORTEST = 0.05
+_SHORTEST = 0.1
 _SHORTEST_IDLE = 0.25
 _LONGEST = 60.0
 _LONGEST_ALONE = 15.0
