@@ -19,6 +19,7 @@ BENCHMARKS = (
     "prefix",
     "hedging",
     "simulate",
+    "fleet",
     "journal",
     "journal_cpu",
     "local openvino",

@@ -15,6 +15,7 @@ from scaleinfer._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scaleinfer.backends import Backend, LocalBackend, OpenAIBackend
+    from scaleinfer.embedding import parallel_embed
     from scaleinfer.engine import Concurrency, RateLimit, Retry
     from scaleinfer.errors import (
         AuthError,
@@ -68,6 +69,7 @@ __all__ = [
     "Usage",
     "WorkerLost",
     "map_sync",
+    "parallel_embed",
     "parallel_map",
     "stream_map",
 ]
@@ -79,5 +81,5 @@ __getattr__, __dir__ = lazy_exports(
     | dict.fromkeys(("MapResult", "map_sync", "parallel_map", "stream_map"), "mapping")
     | dict.fromkeys(("Result", "Usage"), "results")
     | dict.fromkeys(("Concurrency", "RateLimit", "Retry"), "engine")
-    | {"Prompt": "prompts", "Sampling": "requests"},
+    | {"Prompt": "prompts", "Sampling": "requests", "parallel_embed": "embedding"},
 )

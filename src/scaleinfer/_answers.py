@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from array import array
+from base64 import b64decode, b64encode
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +30,13 @@ if TYPE_CHECKING:
     from scaleinfer.results import Attempt, Completion
     from scaleinfer.structured import AnswerSchema
 
-__all__ = ["Answer", "Keeper", "ask", "joint_result", "single_result"]
+__all__ = ["Answer", "Keeper", "ask", "joint_result", "rejected", "single_result"]
 
 
 _NO_USAGE = Usage()
 _PLAIN_FIELDS = (
     "text", "endpoint", "worker", "model", "finish_reason", "choices", "tool_calls", "logprobs",
+    "batch",
 )  # fmt: skip
 
 
@@ -43,7 +46,7 @@ class Answer:
 
     Attributes:
         text: The model's text; `None` without an answer.
-        value: The validated object with a schema, else the text.
+        value: The validated object with a schema, an embedding's vector, else the text.
         error: Why there is no usable answer.
         usage: Tokens of every call that was answered.
         attempts: Calls made.
@@ -56,6 +59,7 @@ class Answer:
         choices: All texts, if several were asked for.
         tool_calls: Tool calls of the answer.
         logprobs: Log probabilities of the answer.
+        batch: The batch that it was a row of.
     """
 
     text: str | None = None
@@ -72,6 +76,7 @@ class Answer:
     choices: list[str] | None = None
     tool_calls: list[dict[str, Any]] | None = None
     logprobs: dict[str, Any] | None = None
+    batch: str | None = None
 
     def to_payload(self) -> bytes:
         """Return the answer as the journal keeps it: JSON without nulls."""
@@ -81,7 +86,9 @@ class Answer:
             "attempts": self.attempts,
             "latency_s": round(self.latency_s, 6),
         }
-        if value is not None and type(value) is not str:
+        if isinstance(value, array):
+            known["vector"] = b64encode(value.tobytes()).decode()
+        elif value is not None and type(value) is not str:
             known["value"] = _plain(value)
         if error is not None:
             known["error"] = error.to_dict()
@@ -121,8 +128,11 @@ class Answer:
             choices=data.get("choices"),
             tool_calls=data.get("tool_calls"),
             logprobs=data.get("logprobs"),
+            batch=data.get("batch"),
         )
         answer.value = data.get("value", answer.text)
+        if "vector" in data:
+            answer.value = array("f", b64decode(data["vector"]))
         return answer
 
     def take(self, completion: Completion) -> None:
@@ -137,6 +147,7 @@ class Answer:
         self.choices = completion.choices
         self.tool_calls = completion.tool_calls
         self.logprobs = completion.logprobs
+        self.batch = completion.batch
 
 
 async def ask(
@@ -146,6 +157,9 @@ async def ask(
     repairs: int,
     keeper: Keeper | None = None,
     affinity: int | None = None,
+    begun: Answer | None = None,
+    wrong: SchemaError | None = None,
+    repaired: int = 0,
 ) -> Answer:
     """Ask a question until the answer is valid or given up; errors are in the answer.
 
@@ -157,19 +171,25 @@ async def ask(
             its place at the endpoint, so that no more calls are unrecorded than may be in
             flight.
         affinity: Group of questions that share a prompt prefix.
+        begun: What was asked of it before, to go on from.
+        wrong: What is wrong with the last answer there; the model is shown it at once.
+        repaired: How often the model was shown one before.
     """
-    asking = _Asking(question.schema, keeper)
+    asking = _Asking(question.schema, keeper, begun)
     answer = asking.answer
     try:
         try:
+            if wrong is not None:
+                raise wrong
             await engine.call(
                 question.request,
                 attempted=asking.count,
+                number=answer.attempts,
                 settle=asking.settle,
                 affinity=affinity,
             )
         except SchemaError as error:
-            await _repair(engine, question, asking, repairs, error)
+            await _repair(engine, question, asking, repairs - repaired, error)
     except (EndpointError, SchemaError, WorkerLost) as error:
         answer.error = error
         if keeper is not None:
@@ -222,11 +242,13 @@ class _Asking:
 
     __slots__ = ("_began", "_keeper", "_schema", "answer")
 
-    def __init__(self, schema: AnswerSchema | None, keeper: Keeper | None) -> None:
-        self.answer = Answer()
+    def __init__(
+        self, schema: AnswerSchema | None, keeper: Keeper | None, begun: Answer | None = None
+    ) -> None:
+        self.answer = begun or Answer()
         self._schema = schema
         self._keeper = keeper
-        self._began = 0.0
+        self._began = time.monotonic() - self.answer.latency_s
 
     def count(self, attempt: Attempt) -> None:
         """Take note of a call that has ended."""
@@ -247,7 +269,9 @@ class _Asking:
         """
         answer, schema = self.answer, self._schema
         answer.take(completion)
-        if schema is None or completion.tool_calls:
+        if completion.vector is not None:
+            answer.text, answer.value = None, completion.vector
+        elif schema is None or completion.tool_calls:
             answer.value = completion.text
         else:
             answer.value = schema.parse(completion.text)
@@ -278,9 +302,9 @@ async def _repair(
             error = again
         else:
             return
-    rejected = _rejected(error, schema.name, repairs, cut=answer.finish_reason == "length")
-    engine.authority.rejected(rejected)
-    raise rejected from None
+    refused = rejected(error, schema.name, repairs, cut=answer.finish_reason == "length")
+    engine.authority.rejected(refused)
+    raise refused from None
 
 
 def single_result(index: int, key: str, item: Any, answer: Answer) -> Result:
@@ -304,6 +328,7 @@ def single_result(index: int, key: str, item: Any, answer: Answer) -> Result:
         choices=answer.choices,
         tool_calls=answer.tool_calls,
         logprobs=answer.logprobs,
+        batch=answer.batch,
     )
 
 
@@ -334,10 +359,19 @@ def joint_result(index: int, key: str, item: Any, answers: dict[str, Answer]) ->
         model=last.model,
         finish_reason="length" if cut else last.finish_reason,
         resumed=all(answer.resumed for answer in answers.values()),
+        batch=last.batch,
     )
 
 
-def _rejected(error: SchemaError, name: str, repairs: int, *, cut: bool) -> SchemaError:
+def rejected(error: SchemaError, name: str, repairs: int, *, cut: bool) -> SchemaError:
+    """Return the error of a question whose last answer does not fit either.
+
+    Args:
+        error: What is wrong with it.
+        name: Name of the schema.
+        repairs: How often the model was shown a bad one.
+        cut: True if the last one was cut off at `max_tokens`.
+    """
     after = f" after {repairs} repair{'s' * (repairs != 1)}" if repairs else ""
     hint = (
         "Raise max_tokens: the answer was cut off."

@@ -188,7 +188,7 @@ def _spec(
         "backend": backend or None,
         "concurrency": concurrency,
         "walltime_s": walltime,
-        "secret": os.environ.get(FLEET_SECRET),
+        "secret": os.environ.get(FLEET_SECRET) or None,
     }
     node_server = _server(server, {key: others[key] for key in _SERVER})
     if node_server is not None:

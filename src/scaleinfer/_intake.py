@@ -90,6 +90,11 @@ class Intake:
                 self._window, self._orderer, self._sampled = window, Orderer(window), False
 
     @property
+    def waits(self) -> bool:
+        """True if questions are made by an async `prompt_fn`."""
+        return self._renderer.is_async
+
+    @property
     def ahead(self) -> int:
         """Items that may be pulled ahead of those that are worked on."""
         return 0 if self._orderer is None else self._window

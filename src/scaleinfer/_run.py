@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from scaleinfer.journal import Claim, Journal
     from scaleinfer.prompts import Question
 
-__all__ = ["Counts", "Run"]
+__all__ = ["Counts", "Run", "own_key", "placed", "stored_answer"]
 
 _SETTLE = 2.0
 _LATE = 0.5
@@ -118,6 +118,16 @@ class Run:
         self._wake = asyncio.Event()
         self._left: list[tuple[int, Any]] = []
         self._raised: BaseException | None = None
+
+    @property
+    def phase(self) -> str:
+        """What is going on, in words, if it is not simply running."""
+        return ""
+
+    @property
+    def batches(self) -> int:
+        """Batches that were submitted."""
+        return 0
 
     async def results(self) -> AsyncGenerator[Result, None]:
         """Yield results as they become ready; ends every lane before it ends itself.
@@ -283,7 +293,7 @@ class Run:
             elif questions is None:
                 assert work.error is not None
                 raise work.error
-            own = None if self._key is None else _own_key(self._key, item)
+            own = None if self._key is None else own_key(self._key, item)
             key = item_key(own, questions)
         except PromptError as error:
             error.index = index
@@ -316,9 +326,9 @@ class Run:
             claim = journal.claim_nowait(identity, key=key, question=name, index=work.index)
             if claim is None:
                 claim = await journal.claim(identity, key=key, question=name, index=work.index)
-            stored = _stored_answer(claim, question)
+            stored = stored_answer(claim, question)
             if stored is not None:
-                return _placed(stored, work, key)
+                return placed(stored, work, key)
             keeper = Keeper(journal, claim, self._recording)
         try:
             answer = await ask(
@@ -333,7 +343,7 @@ class Run:
         if cause is not None and not self.stopped:
             # Not from within this lane's own task: it has an answer to hand over first.
             asyncio.get_running_loop().call_soon(self.stop, cause.message, cause)
-        return _placed(answer, work, key)
+        return placed(answer, work, key)
 
     def _count(self, result: Result) -> None:
         counts = self.counts
@@ -347,7 +357,7 @@ class Run:
             self.last_error = result.error
 
 
-def _stored_answer(claim: Claim, question: Question) -> Answer | None:
+def stored_answer(claim: Claim, question: Question) -> Answer | None:
     """Return the answer that the journal has; `None` if it must be asked."""
     if claim.stored is None:
         return None
@@ -357,13 +367,13 @@ def _stored_answer(claim: Claim, question: Question) -> Answer | None:
         return None  # the schema's validators have changed
 
 
-def _placed(answer: Answer, work: Work, key: str) -> Answer:
+def placed(answer: Answer, work: Work, key: str) -> Answer:
     if answer.error is not None:
         answer.error.index, answer.error.key = work.index, key
     return answer
 
 
-def _own_key(key: Callable[[Any], Any], item: Any) -> str:
+def own_key(key: Callable[[Any], Any], item: Any) -> str:
     try:
         value = key(item)
     except Exception as error:

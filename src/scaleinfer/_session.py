@@ -8,16 +8,20 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 
+from scaleinfer._batch_mode import batch_plan, checked_deadline, checked_mode
+from scaleinfer._batch_run import BatchRun
 from scaleinfer._intake import Intake
 from scaleinfer._interrupt import on_interrupt
 from scaleinfer._manifest import describe_run
 from scaleinfer._run import Run
 from scaleinfer._vitals import Vitals
-from scaleinfer.backends import Backend, resolve_backend
+from scaleinfer.backends import Backend, resolve_backends
 from scaleinfer.data import source
 from scaleinfer.engine import (
     Concurrency,
@@ -38,9 +42,12 @@ from scaleinfer.requests import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+    from datetime import timedelta
 
     from pydantic import BaseModel
 
+    from scaleinfer._batch_mode import Mode
+    from scaleinfer._batch_run import BatchPlan
     from scaleinfer.backends import Resolved
     from scaleinfer.data import Source
     from scaleinfer.engine import EndpointStatistics
@@ -84,6 +91,10 @@ class Options:
     on_error: Literal["return", "raise"]
     progress: ProgressMode
     name: str | None
+    packing: int | None = None
+    renderer: type[Renderer] = Renderer
+    mode: Mode = "online"
+    deadline: float | None = None
 
     @classmethod
     def of(
@@ -99,6 +110,8 @@ class Options:
         dispatch: Dispatch | None,
         retry: Retry | None,
         fleet: Fleet | None,
+        mode: Mode = "online",
+        deadline: float | timedelta | None = None,
         **others: Any,
     ) -> Options:
         """Check the arguments.
@@ -116,7 +129,9 @@ class Options:
             # Its workers have tried all there is to try.
             retry = replace(retry or Retry(), attempts=1, patience=0.0)
         chosen = tuple(
-            resolve_backend(one, base_url=base_url, model=model, api_key=api_key) for one in given
+            resolved
+            for one in given
+            for resolved in resolve_backends(one, base_url=base_url, model=model, api_key=api_key)
         )
         if len({id(one.backend) for one in chosen}) < len(chosen):
             raise ConfigError("backend= names the same adapter twice.")
@@ -131,6 +146,8 @@ class Options:
             raise ConfigError("key must be a function, e.g. key=lambda item: item['id'].")
         return cls(
             chosen=chosen,
+            mode=checked_mode(mode, fleet=fleet is not None),
+            deadline=checked_deadline(deadline),
             sampling=Sampling.of(sampling),
             concurrency=_concurrency(concurrency),
             rate_limit=rate_limit,
@@ -181,7 +198,7 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(items.aclose)
         # Complains about the template or the schema before anything is opened.
-        renderer = Renderer(
+        renderer = options.renderer(
             options.prompt_fn,
             system=options.system,
             schema=options.schema,
@@ -195,7 +212,20 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
         # The first one named, up or not: a journal's identities must not depend on who answers.
         renderer.model = options.chosen[0].backend.model or backends[0].model
         journal = None if unreachable else await _open_journal(options, backends[0])
-        session = Session(options, backends, items, renderer, journal, progress, in_order=in_order)
+        plan = None
+        if unreachable is None:
+            try:
+                plan = await batch_plan(
+                    options.mode, options.deadline, backends=backends, retry=options.retry,
+                    journal=journal, items=items.total, progress=progress,
+                )  # fmt: skip
+            except BaseException:
+                if journal is not None:
+                    await journal.aclose(state="failed", counts={})
+                raise
+        session = Session(
+            options, backends, items, renderer, journal, progress, in_order=in_order, plan=plan
+        )
         stack.push_async_exit(session.close)
         if unreachable is not None:
             session.run.stop(str(unreachable), unreachable)
@@ -308,6 +338,7 @@ class Session:
         journal: Where everything is recorded, if anywhere.
         progress: What the user sees.
         in_order: True if results are to come in input order.
+        plan: How batches are used, if they are.
 
     Attributes:
         run: The run itself.
@@ -323,6 +354,7 @@ class Session:
         progress: Progress,
         *,
         in_order: bool,
+        plan: BatchPlan | None = None,
     ) -> None:
         self._options = options
         self._items = items
@@ -334,7 +366,9 @@ class Session:
         self._interrupted = False
         self._renderer_model = renderer.model
         self._by_endpoint = {backend.endpoint: backend for backend in backends}
+        self._members = any(backend.many for backend in backends)
         self._cost: float | None = None
+        self._discounts: dict[Backend, float] = {}
         self._engine = Engine(
             backends,
             pool=pool_of(backends, options.concurrency, options.rate_limit),
@@ -342,9 +376,10 @@ class Session:
             dispatch=options.dispatch,
             model=renderer.model,
             priority=options.priority,
+            packing=options.packing,
         )
         self._intake = Intake(items, renderer, window=options.dispatch.prefix_window)
-        self.run = Run(
+        self.run = (Run if plan is None else partial(BatchRun, plan=plan))(
             items,
             self._intake,
             self._engine,
@@ -354,6 +389,7 @@ class Session:
             ordered=in_order,
         )
         self._at_first = self._engine.endpoints()
+        self._waits_for: dict[Backend, str] = {}
         self._vitals = Vitals(self._engine, self._intake, backends)
 
     async def collect(self) -> list[Result]:
@@ -410,7 +446,21 @@ class Session:
     def _phase(self) -> str:
         if self.run.stopped:
             return "stopping"
-        return "starting the model" if any(b.starting for b in self._backends) else "running"
+        if self.run.phase:
+            return self.run.phase
+        waits = [backend.waits_for for backend in self._backends]
+        # What some wait for, while others work, is told in lines of its own.
+        return "; ".join(dict.fromkeys(waits)) if all(waits) else "running"
+
+    def _note_waits(self) -> None:
+        """Say it when what calls to an endpoint wait for becomes something else."""
+        if len(self._backends) == 1:
+            return  # the run's phase is what it waits for
+        for backend in self._backends:
+            before, now = self._waits_for.get(backend, ""), backend.waits_for
+            if now != before:
+                self._waits_for[backend] = now
+                self._progress.note(now or f"{backend.endpoint} is ready.", kind=now or "ready")
 
     def summary(self) -> str:
         """Return the line the run leaves behind."""
@@ -441,6 +491,7 @@ class Session:
             hedged=engine.hedged,
             shared=engine.shared,
             retries=engine.retry.retries,
+            batches=self.run.batches,
             elapsed_s=elapsed,
             usage=counts.usage,
             cost_usd=self._cost,
@@ -452,7 +503,7 @@ class Session:
             time=self._vitals.shares(elapsed),
             endpoints=tuple(
                 _use(now, before, elapsed)
-                for now, before in zip(self._engine.endpoints(), self._at_first, strict=True)
+                for now, before in zip_longest(self._engine.endpoints(), self._at_first)
             ),
         )
 
@@ -501,8 +552,10 @@ class Session:
             watch.cancel()
 
     def _finish(self, result: Result) -> None:
-        backend = self._by_endpoint.get(result.endpoint or "", self._backend)
+        backend = self._backend_of(result.endpoint or "")
         result.cost_usd = cost_usd(backend, result.model, result.usage)
+        if result.batch is not None and result.cost_usd is not None:
+            result.cost_usd *= self._discount(backend)
         if result.cost_usd is not None and not result.resumed:
             self._cost = (self._cost or 0.0) + result.cost_usd
         if result.error is None:
@@ -513,6 +566,23 @@ class Session:
             kind = type(result.error).__name__
             self._progress.note(f"{kind}: {result.error}", kind=kind)
 
+    def _backend_of(self, endpoint: str) -> Backend:
+        """Return the adapter to an endpoint, which may be one that has joined since."""
+        backend = self._by_endpoint.get(endpoint)
+        if backend is None and self._members:
+            self._by_endpoint |= {one.endpoint: one for one in self._engine.adapters()}
+            backend = self._by_endpoint.setdefault(endpoint, self._backend)
+        return backend or self._backend
+
+    def _discount(self, backend: Backend) -> float:
+        """Return the price of a token in a batch over its price online."""
+        known = self._discounts.get(backend)
+        if known is None:
+            batches = backend.batches()
+            known = 1.0 if batches is None or batches.discount is None else batches.discount
+            self._discounts[backend] = known
+        return known
+
     def _interrupt(self) -> None:
         self._interrupted = True
         self._progress.note("Stopping: calls in flight are ended, what has landed is kept.")
@@ -521,19 +591,23 @@ class Session:
     async def _tick(self) -> None:
         while True:
             self.run.tick()
+            self._note_waits()
             self._progress.update(self.snapshot())
             await asyncio.sleep(_TICK)
 
 
-def _use(endpoint: EndpointStatistics, before: EndpointStatistics, elapsed: float) -> EndpointUse:
-    """Return what an endpoint did between two looks at it."""
+def _use(
+    endpoint: EndpointStatistics, before: EndpointStatistics | None, elapsed: float
+) -> EndpointUse:
+    """Return what an endpoint did between two looks at it; it may have come between them."""
     limiter = endpoint.limiter
+    calls, tokens = (0, 0) if before is None else (before.started, before.tokens)
     return EndpointUse(
         endpoint=endpoint.name,
         limit=limiter.limit,
         reason=limiter.reason,
         peak_in_flight=limiter.peak_in_flight,
-        calls=endpoint.started - before.started,
-        goodput=(endpoint.tokens - before.tokens) / elapsed if elapsed else 0.0,
-        state=endpoint.breaker.state,
+        calls=endpoint.started - calls,
+        goodput=(endpoint.tokens - tokens) / elapsed if elapsed else 0.0,
+        state="left" if endpoint.left else endpoint.breaker.state,
     )

@@ -14,6 +14,7 @@ import click
 from scaleinfer import __version__
 from scaleinfer._cli_exit import FAILED, STOPPED, USAGE
 from scaleinfer._cli_fleet import attach
+from scaleinfer._cli_login import login
 from scaleinfer._cli_runs import runs
 from scaleinfer._cli_simulate import simulate
 from scaleinfer._cli_worker import worker
@@ -32,6 +33,7 @@ def cli() -> None:
     """Ask a language model about every item of a list, durably."""
 
 
+cli.add_command(login)
 cli.add_command(runs)
 cli.add_command(simulate)
 cli.add_command(worker)
@@ -46,7 +48,10 @@ def _backend_options(*, several: bool = False) -> Callable[[Callable[..., Any]],
         for option in (
             click.option("--model", help="Model to ask; default the server's only one."),
             click.option("--base-url", multiple=several, help=where),
-            click.option("--backend", help="local, local:PATH.gguf, openai, or a URL."),
+            click.option(
+                "--backend",
+                help="local, local:PATH.gguf, openai, first:, first:CLUSTER/FRAMEWORK, or a URL.",
+            ),
         ):
             command = option(command)
         return command

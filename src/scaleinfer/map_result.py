@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
+    import numpy as np
     import pandas as pd
     import pyarrow as pa
 
@@ -76,7 +78,8 @@ class EndpointUse:
             same backend object included.
         calls: Calls that were sent there meanwhile, likewise.
         goodput: Completion tokens a second it gave meanwhile, likewise.
-        state: `closed` while it takes calls, else `open` or `half-open`.
+        state: `closed` while it takes calls, else `open` or `half-open`; `left` once it was
+            taken out of its set.
     """
 
     endpoint: str
@@ -104,6 +107,7 @@ class RunStats:
         hedged: Second copies of calls that straggled.
         shared: Requests answered by an identical one that was in flight.
         retries: Failed calls that were tried again.
+        batches: Batches submitted, with `mode="batch"`.
         elapsed_s: Seconds from start to end.
         usage: Tokens this run used; resumed items not counted.
         cost_usd: Price of that usage; `None` if no price is known.
@@ -137,6 +141,7 @@ class RunStats:
     peak_in_flight: int
     time: TimeShares = TimeShares()
     endpoints: tuple[EndpointUse, ...] = ()
+    batches: int = 0
 
     @property
     def items_per_s(self) -> float:
@@ -178,6 +183,33 @@ class MapResult(Sequence[Result]):
     def values(self) -> list[Any]:
         """Each item's value; `None` where there is no answer."""
         return [result.value if result.ok else None for result in self._results]
+
+    @property
+    def vectors(self) -> list[array[float] | None]:
+        """Each item's embedding, an `array` of float32; `None` where there is none."""
+        return [value if isinstance(value, array) else None for value in self.values]
+
+    def to_numpy(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return the embeddings as a matrix of float32 with a row per item.
+
+        Rows of items without an embedding are NaN.
+
+        Raises:
+            ConfigError: numpy is not installed, or the vectors differ in length.
+        """
+        try:
+            import numpy as np
+        except ImportError as error:
+            raise _missing("numpy") from error
+        vectors = self.vectors
+        lengths = {len(vector) for vector in vectors if vector is not None}
+        if len(lengths) > 1:
+            raise ConfigError(f"the vectors differ in length: {sorted(lengths)}.")
+        matrix = np.full((len(vectors), max(lengths, default=0)), np.nan, np.float32)
+        for row, vector in zip(matrix, vectors, strict=True):
+            if vector is not None:
+                row[:] = vector
+        return matrix
 
     @property
     def ok(self) -> list[Result]:

@@ -13,9 +13,11 @@ from scaleinfer.map_result import MapResult, RunStats
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from datetime import timedelta
 
     from pydantic import BaseModel
 
+    from scaleinfer._batch_mode import Mode
     from scaleinfer._session import BackendSpec, ProgressMode, PromptFn
     from scaleinfer.engine import Concurrency, Dispatch, RateLimit, Retry
     from scaleinfer.fleet import Fleet
@@ -42,6 +44,8 @@ async def parallel_map(
     priority: int = 0,
     dispatch: Dispatch | None = None,
     fleet: Fleet | None = None,
+    mode: Mode = "online",
+    deadline: float | timedelta | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = True,
@@ -77,6 +81,11 @@ async def parallel_map(
         dispatch: In which order calls go out: prefix affinity, hedging, deduplication.
         fleet: Workers on other nodes that ask instead of this process; see
             `scaleinfer.fleet.Fleet`. What they ask, and how, was said when it was made.
+        mode: `"online"` asks each question in a call of its own; `"batch"` in batches, which cost
+            less and take up to a day; `"auto"` takes what fits deadline and price, and says why.
+            A `scaleinfer.batch.Batch` is `"batch"` with settings of your own.
+        deadline: Seconds (or a `timedelta`) within which the answers are needed. After three
+            quarters of it unfinished batches are cancelled and what they lack is asked online.
         journal: Path of a journal. Everything lands there as it happens; the same call again
             resumes.
         key: `key(item)` names an item in results and journal; default a hash of the request.
@@ -119,6 +128,8 @@ async def stream_map(
     priority: int = 0,
     dispatch: Dispatch | None = None,
     fleet: Fleet | None = None,
+    mode: Mode = "online",
+    deadline: float | timedelta | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = False,
@@ -166,6 +177,8 @@ def map_sync(
     priority: int = 0,
     dispatch: Dispatch | None = None,
     fleet: Fleet | None = None,
+    mode: Mode = "online",
+    deadline: float | timedelta | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = True,

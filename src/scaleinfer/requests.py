@@ -116,7 +116,7 @@ def plain(value: Any) -> Any:
 class Request:
     """One call to a model; not changed once made (`dataclasses.replace` makes a new one).
 
-    Exactly one of `messages` (chat) and `prompt` (plain completion) is set.
+    Exactly one of `messages` (chat), `prompt` (plain completion) and `input` (embedding) is set.
 
     Attributes:
         messages: Chat messages.
@@ -125,6 +125,7 @@ class Request:
         schema: JSON schema the answer must satisfy, if any.
         schema_name: Name of the schema, as servers want one.
         model: Model to ask; `None` for the backend's own.
+        input: Text to be embedded.
     """
 
     messages: list[Message] | None = None
@@ -133,6 +134,7 @@ class Request:
     schema: dict[str, Any] | None = None
     schema_name: str = "answer"
     model: str | None = None
+    input: str | None = None
     _digest: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     def digest(self) -> bytes:
@@ -148,6 +150,8 @@ class Request:
             return self._digest
         tail = _tail_of(self.model, self.prompt, self.sampling, self.schema)
         text = b'{"messages":' + _canonical(self.messages) + tail
+        if self.input is not None:
+            text += b',"input":' + _canonical(self.input)
         self._digest = hashlib.blake2b(text, digest_size=16).digest()
         return self._digest
 

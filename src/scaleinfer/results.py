@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from array import array
+
     from scaleinfer.errors import ScaleInferError
 
 __all__ = ["Attempt", "Completion", "Load", "RateState", "Result", "Usage"]
@@ -83,6 +85,8 @@ class Completion:
         worker: The fleet worker that asked it; `None` without a fleet.
         attempts: The calls that a fleet's worker made for it; empty without a fleet, where the
             caller knows them.
+        batch: The server's name for the batch that it was a row of; `None` for a call of its own.
+        vector: The embedding, if that was asked for: an array of float32.
     """
 
     text: str
@@ -96,6 +100,8 @@ class Completion:
     rate: RateState | None = None
     worker: str | None = None
     attempts: tuple[Attempt, ...] = ()
+    batch: str | None = None
+    vector: array[float] | None = None
 
 
 @dataclass(slots=True)
@@ -136,7 +142,8 @@ class Result:
         ok: True if there is a usable answer.
         text: The answer's text; `None` if there is none. Several named questions: `None`.
         value: With a schema the validated object; with named questions a dict of name to
-            text (or object); otherwise the text.
+            text (or object); of an embedding the vector, an `array` of float32; otherwise the
+            text.
         error: Why there is no answer; `None` if `ok`.
         usage: Tokens of all attempts that were answered.
         cost_usd: Price of that usage; `None` if no price is known.
@@ -150,6 +157,7 @@ class Result:
         choices: All texts, if `Sampling.n` asked for more than one.
         tool_calls: Tool calls of the answer, untouched.
         logprobs: Log probabilities of the answer, untouched.
+        batch: The server's name for the batch that it was a row of; `None` if it was asked online.
     """
 
     key: str
@@ -171,3 +179,4 @@ class Result:
     choices: list[str] | None = None
     tool_calls: list[dict[str, Any]] | None = None
     logprobs: dict[str, Any] | None = None
+    batch: str | None = None

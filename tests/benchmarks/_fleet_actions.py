@@ -11,7 +11,6 @@ from typing import Any
 
 from academy.agent import Agent, action
 from academy.manager import Manager
-
 from tests.benchmarks._fleet_backends import ANSWER
 
 
@@ -31,7 +30,7 @@ class Answerer(Agent):
 
 async def run_actions(
     factory: Any, workers: int, items: int, in_flight: int
-) -> tuple[float, float, list[int]]:
+) -> tuple[float, float, list[float]]:
     """Ask for every item by an action of its own, round robin over agents in processes.
 
     Args:
@@ -54,7 +53,8 @@ async def run_actions(
 
         async def ask(number: int) -> str:
             async with gate:
-                return await agents[number % workers].answer(f"item {number} {'y' * 80}")
+                answer: str = await agents[number % workers].answer(f"item {number} {'y' * 80}")
+            return answer
 
         await asyncio.gather(*(ask(number) for number in range(100)))
         used = [sum(process.cpu_times()[:2]) for process in processes]

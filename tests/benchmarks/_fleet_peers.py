@@ -1,4 +1,4 @@
-"""Workers without processes and engines: they say to a coordinator what real ones say, at their pace.
+"""Workers without processes and engines, which say to a coordinator what real ones do.
 
 Each has a line of its own over a real exchange; several may share a mailbox. What a real worker
 does besides (building requests, asking endpoints) is left out.
@@ -26,22 +26,22 @@ from scaleinfer.fleet._status import WorkerFacts
 from scaleinfer.fleet.exchange import exchange_factory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 PLACES = 16
 REPLY_S = 10.0
 ALONE_S = 60.0
-WORDS = (
+TEXT = (
     "the molecule is soluble in water because its hydroxyl groups form hydrogen bonds with solvent "
     "while long aliphatic chains reduce that effect and aromatic rings stack so we expect moderate "
     "values near minus two log units according to measurements reported for similar compounds"
-).split()
+)
 
 
 def texts(characters: int, seed: int = 0) -> Iterator[str]:
     """Return texts of so many characters that compress as prose does, all different."""
     chosen = random.Random(seed)
-    bodies = [" ".join(chosen.choices(WORDS, k=characters // 4)) for _ in range(1_000)]
+    bodies = [" ".join(chosen.choices(TEXT.split(), k=characters // 4)) for _ in range(1_000)]
     number = 0
     while True:
         number += 1
@@ -63,7 +63,14 @@ class Tally:
 class Peer:
     """One worker as its coordinator sees it: 16 places, so many answers a second."""
 
-    def __init__(self, name: str, rate: float, answers: Iterator[str], tally: Tally) -> None:
+    def __init__(
+        self,
+        name: str,
+        rate: float,
+        answers: Iterator[str],
+        tally: Tally,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.name = name
         self.ended = False
         self.took = 0.0
@@ -76,12 +83,19 @@ class Peer:
         self._held: list[int] = []
         self._done: list[Any] = []
         self._owed = 0.0
-        self._at = time.monotonic()
+        self._clock = clock
+        self._at = clock()
         self._fed = False
+
+    def due(self) -> float:
+        """Return when the next message goes: earlier if all work is done before."""
+        idle_from = self._at + (len(self._held) - self._owed) / self._rate
+        early = max(self.pace.due(starving=True), idle_from)
+        return min(self.pace.due(starving=False), early)
 
     def message(self) -> dict[str, Any]:
         """Return what a worker says now."""
-        now = time.monotonic()
+        now = self._clock()
         # What the places could work on; those that were idle have earned nothing.
         self._owed = min(self._owed + self._rate * (now - self._at), float(len(self._held)))
         self._at, count = now, int(self._owed)
@@ -137,7 +151,7 @@ async def attend(peer: Peer, link: Link, tally: Tally) -> None:
     """Exchange messages until the coordinator says that it is over."""
     heard = time.monotonic()
     while not peer.ended:
-        await asyncio.sleep(max(0.0, peer.pace.due(starving=False) - time.monotonic()))
+        await asyncio.sleep(max(0.0, peer.due() - time.monotonic()))
         message, began = peer.message(), time.monotonic()
         tally.sent += 1
         try:

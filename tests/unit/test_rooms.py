@@ -21,6 +21,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "_cli_endpoints",
         "_cli_exit",
         "_cli_fleet",
+        "_cli_login",
         "_cli_map",
         "_cli_runs",
         "_cli_simulate",
@@ -37,6 +38,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "mapping",
+        "embedding",
         "map_result",
         "_answers",
         "_identity",

@@ -7,29 +7,50 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scaleinfer._lazy import lazy_exports
-from scaleinfer.backends._base import Backend, EndpointStatus
+from scaleinfer.backends._base import Backend, EndpointStatus, Follower
+from scaleinfer.backends._batch_base import (
+    BatchAnswer,
+    BatchBackend,
+    BatchLimits,
+    BatchProblem,
+    BatchState,
+)
 from scaleinfer.backends._openai_client import adapter_of, is_openai_client
 from scaleinfer.errors import ConfigError
 
 if TYPE_CHECKING:
+    from scaleinfer.backends.first import FirstBackend, FirstLimits
     from scaleinfer.backends.local import LocalBackend
     from scaleinfer.backends.openai import OpenAIBackend
     from scaleinfer.backends.openai_sdk import SDKBackend
+    from scaleinfer.backends.sets import EndpointSet
 
 __all__ = [
     "Backend",
+    "BatchAnswer",
+    "BatchBackend",
+    "BatchLimits",
+    "BatchProblem",
+    "BatchState",
+    "EndpointSet",
     "EndpointStatus",
+    "FirstBackend",
+    "FirstLimits",
+    "Follower",
     "LocalBackend",
     "OpenAIBackend",
     "Resolved",
     "SDKBackend",
     "resolve_backend",
+    "resolve_backends",
 ]
 
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
-    {"LocalBackend": "local", "OpenAIBackend": "openai", "SDKBackend": "openai_sdk"},
+    {"FirstBackend": "first", "FirstLimits": "first"}
+    | {"LocalBackend": "local", "OpenAIBackend": "openai", "SDKBackend": "openai_sdk"}
+    | {"EndpointSet": "sets"},
 )
 
 
@@ -58,8 +79,9 @@ def resolve_backend(
     """Return the backend that a call with these arguments uses.
 
     In this order: `backend` (an adapter, a client of the `openai` package, or a spec:
-    `"local"`, `"local:PATH.gguf"`, `"openai"`, a URL), `base_url`, the variable
-    `SCALEINFER_BACKEND`, the embedded model.
+    `"local"`, `"local:PATH.gguf"`, `"openai"`, `"first:sophia/vllm"`, `"hosts:FILE"`,
+    `"registry:URL"`, `"env:"`, a URL), `base_url`, the variable `SCALEINFER_BACKEND`, the
+    embedded model.
 
     Raises:
         ConfigError: The spec is unknown, or the arguments contradict each other.
@@ -101,6 +123,31 @@ def resolve_backend(
     return Resolved(_from_spec("local", None, model, None), reason, by_default=True)
 
 
+def resolve_backends(
+    backend: Any = None,
+    *,
+    base_url: str | None = None,
+    model: str | None = None,
+    api_key: str | None = None,
+) -> list[Resolved]:
+    """Return the backends that a call with these arguments uses: several for `"first:"`.
+
+    Raises:
+        ConfigError: As `resolve_backend`.
+    """
+    spec = backend if backend is not None or base_url else os.environ.get("SCALEINFER_BACKEND")
+    if spec not in _FEDERATED:
+        return [resolve_backend(backend, base_url=base_url, model=model, api_key=api_key)]
+    from scaleinfer.backends.first import FirstBackend
+
+    reason = "SCALEINFER_BACKEND" if backend is None else "backend= argument"
+    found = FirstBackend.federated(model=model, base_url=base_url, token=api_key)
+    return [Resolved(one, reason) for one in found]
+
+
+_FEDERATED = ("first", "first:")
+
+
 def _from_spec(spec: str, base_url: str | None, model: str | None, api_key: str | None) -> Backend:
     kind, _, rest = spec.partition(":")
     if kind in {"http", "https"}:
@@ -124,7 +171,39 @@ def _from_spec(spec: str, base_url: str | None, model: str | None, api_key: str 
         from scaleinfer.backends.local import LocalBackend
 
         return LocalBackend(rest or None)
+    if kind in _SETS:
+        return _set_of(kind, rest, base_url=base_url, model=model, api_key=api_key)
+    if kind == "first":
+        if not rest:
+            raise ConfigError(
+                f"backend {spec!r} stands for all clusters of FIRST, and one is wanted here.",
+                hint="Name it: 'first:sophia/vllm'.",
+            )
+        from scaleinfer.backends.first import FirstBackend
+
+        return FirstBackend(rest, model=model, base_url=base_url, token=api_key)
     raise ConfigError(
         f"backend {spec!r} is unknown.",
-        hint="Known: 'local', 'local:PATH.gguf', 'openai', 'openai:MODEL', or a URL.",
+        hint="Known: 'local', 'local:PATH.gguf', 'openai', 'openai:MODEL', 'first:', "
+        "'first:CLUSTER/FRAMEWORK', 'hosts:FILE', 'registry:URL', 'env:', or a URL.",
     )
+
+
+_SETS = ("hosts", "registry", "env")
+
+
+def _set_of(
+    kind: str, rest: str, *, base_url: str | None, model: str | None, api_key: str | None
+) -> Backend:
+    from scaleinfer.backends.sets import EndpointSet
+
+    if base_url is not None:
+        raise ConfigError(f"backend='{kind}:' says where its servers are; leave out base_url=.")
+    if kind == "env":
+        return EndpointSet.env(rest or "OPENAI_BASE_URL", model=model, api_key=api_key)
+    if not rest:
+        what = "FILE" if kind == "hosts" else "URL"
+        raise ConfigError(f"backend='{kind}:' lacks its {what.lower()}: '{kind}:{what}'.")
+    if kind == "hosts":
+        return EndpointSet.hosts(rest, model=model, api_key=api_key)
+    return EndpointSet.registry(rest, model=model, api_key=api_key)

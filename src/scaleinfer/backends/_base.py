@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from scaleinfer.errors import ConfigError, EndpointError, Permanent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
+    from scaleinfer.backends._batch_base import BatchBackend
     from scaleinfer.engine import RateLimit
     from scaleinfer.requests import Request
     from scaleinfer.results import Completion
 
-__all__ = ["Backend", "EndpointStatus"]
+__all__ = ["Backend", "EndpointStatus", "Follower"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,28 @@ class EndpointStatus:
     detail: str
     models: tuple[str, ...] = ()
     latency_s: float = 0.0
+
+
+class Follower(Protocol):
+    """Whoever sends calls to a set's members: told who comes and goes, asked how they fare."""
+
+    def joined(self, member: Backend) -> None:
+        """Calls may go to this one now; it is open."""
+
+    def left(self, member: Backend) -> None:
+        """No more calls may go there; those in flight end as they would have."""
+
+    def mended(self, member: Backend) -> None:
+        """A check says that one that was `troubled` may be back."""
+
+    def troubled(self) -> Collection[Backend]:
+        """Return those that are held to be broken and get no calls."""
+
+    def busy(self, member: Backend) -> bool:
+        """Return whether calls are in flight there."""
+
+    def calls(self) -> int:
+        """Return how many calls have been sent to all members so far."""
 
 
 class Backend(ABC):
@@ -63,6 +86,11 @@ class Backend(ABC):
             the endpoint is fastest; False if `concurrency` is known to be that number.
         places: Says at each moment how many calls in flight are useful, where the adapter knows
             that better than any search: a fleet does. Else `None`.
+        least_places: Calls that may be in flight whatever `places` says; 0 for an endpoint that
+            is to get no call at all at times.
+        many: True if this is a set of endpoints, each with an adapter of its own; calls go to
+            these, see `follow`.
+        embeds: True if it takes requests for embeddings.
     """
 
     kind: ClassVar[str]
@@ -78,6 +106,17 @@ class Backend(ABC):
     rate_limit: RateLimit | None = None
     adaptive: bool = True
     places: Callable[[], int] | None = None
+    least_places: int = 1
+    many: ClassVar[bool] = False
+    embeds: bool = False
+
+    def follow(self, follower: Follower) -> Sequence[Backend]:
+        """Return a set's members, and tell the follower of those that come and go from now on.
+
+        To be called while it is open, on the loop it is open on. The follower is held weakly.
+        """
+        del follower
+        return ()
 
     @property
     def connection_wait_s(self) -> float:
@@ -105,6 +144,11 @@ class Backend(ABC):
     def starting(self) -> bool:
         """True while calls wait for the endpoint to load its model, as far as that is known."""
         return False
+
+    @property
+    def waits_for(self) -> str:
+        """What calls wait for before they can be sent, in a few words; empty if for nothing."""
+        return "starting the model" if self.starting else ""
 
     @abstractmethod
     async def complete(self, request: Request, *, timeout: float | None = None) -> Completion:
@@ -155,6 +199,13 @@ class Backend(ABC):
             )
             failed.__cause__ = error
             return failed
+
+    def batches(self) -> BatchBackend | None:
+        """Return an adapter to the endpoint's batch API, if it may have one.
+
+        It is open while this backend is.
+        """
+        return None
 
     @abstractmethod
     async def check(self) -> EndpointStatus:

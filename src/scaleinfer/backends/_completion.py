@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from scaleinfer.backends._dialect import explained, not_json
+from scaleinfer.backends._dialect import error_in_answer, explained, not_json
 from scaleinfer.backends._orca import LOAD_HEADER, parse_load
 from scaleinfer.backends._rate_headers import rate_state
 from scaleinfer.errors import EndpointError, Permanent, Transient
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scaleinfer.backends._wire import WireResponse
     from scaleinfer.results import Load, RateState
 
-__all__ = ["parse_completion", "parse_pack"]
+__all__ = ["parse_completion", "parse_pack", "reports_of", "share_usage", "usage_of"]
 
 _NO_COMPLETION = (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError)
 
@@ -34,13 +34,18 @@ def parse_completion(response: WireResponse, *, endpoint: str, chat: bool) -> Co
     try:
         choices = body["choices"]
         completion = _completion(choices, chat=chat)
-        completion.usage = _usage(body.get("usage"))
+        completion.usage = usage_of(body.get("usage"))
         completion.model = body.get("model")
     except _NO_COMPLETION:
-        raise explained(
+        raise error_in_answer(response, endpoint) or explained(
             Transient, "answered 200 without a completion", response, endpoint
         ) from None
-    completion.load, completion.rate = _reports(response)
+    if completion.finish_reason == "error":
+        # What there is of the answer is cut where the provider failed.
+        raise error_in_answer(response, endpoint) or explained(
+            Transient, "answered 200 with an error", response, endpoint
+        )
+    completion.load, completion.rate = reports_of(response)
     if completion.text or completion.tool_calls:
         return completion
     error = _why_empty(choices[0], completion, endpoint)
@@ -73,20 +78,20 @@ def parse_pack(
     except orjson.JSONDecodeError:
         raise not_json(response, endpoint) from None
     try:
-        model, usage = body.get("model"), _usage(body.get("usage"))
+        model, usage = body.get("model"), usage_of(body.get("usage"))
         choices = _by_index(body["choices"])
     except _NO_COMPLETION:
         raise explained(
             Transient, "answered 200 without a completion", response, endpoint
         ) from None
-    load, rate = _reports(response)
+    load, rate = reports_of(response)
     outcomes: list[Completion | EndpointError] = []
     for i in range(len(prompts)):
         outcome = _one_of_pack(choices, range(n * i, n * (i + 1)), response, endpoint)
         if isinstance(outcome, Completion):
             outcome.model, outcome.load, outcome.rate = model, load, rate
         outcomes.append(outcome)
-    _share_usage(usage, prompts, outcomes)
+    share_usage(usage, prompts, outcomes)
     return outcomes
 
 
@@ -153,7 +158,8 @@ def _joined(content: Any) -> str:
 _ONE_CALL = Usage(requests=1)
 
 
-def _usage(usage: dict[str, Any] | None) -> Usage:
+def usage_of(usage: dict[str, Any] | None) -> Usage:
+    """Return a body's `usage`."""
     if not usage:
         return _ONE_CALL
     details = usage.get("prompt_tokens_details")
@@ -165,7 +171,8 @@ def _usage(usage: dict[str, Any] | None) -> Usage:
     )
 
 
-def _reports(response: WireResponse) -> tuple[Load | None, RateState | None]:
+def reports_of(response: WireResponse) -> tuple[Load | None, RateState | None]:
+    """Return what a response's headers say of load and rate limits."""
     headers = response.headers
     report = headers.get(LOAD_HEADER)
     return (None if report is None else parse_load(report)), rate_state(headers)
@@ -191,9 +198,10 @@ def _why_empty(
     return None
 
 
-def _share_usage(
+def share_usage(
     usage: Usage, prompts: list[str], outcomes: list[Completion | EndpointError]
 ) -> None:
+    """Share a call's usage among its answered prompts; the parts add up to it."""
     answered = [
         (prompt, outcome)
         for prompt, outcome in zip(prompts, outcomes, strict=True)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "error_from_response",
     "error_from_wire",
+    "error_in_answer",
     "explained",
     "not_json",
     "refuses_schemas",
@@ -39,6 +40,7 @@ __all__ = [
 _SHOWN = 300
 _PAGE_HEAD = 4096
 _UNAUTHORIZED = 401
+_NOT_IMPLEMENTED = 501
 _LOGIN = re.compile(
     r"(?<![a-z])(?:(?:log|sign)[-_]?(?:in|on)|sso|saml|oauth2?|auth)(?![a-z])", re.IGNORECASE
 )
@@ -57,6 +59,8 @@ def error_from_response(response: WireResponse, *, endpoint: str, model: str) ->
     specific = _specific(build, said, message=message, code=code, model=model)
     if specific is not None:
         return specific
+    if status == _NOT_IMPLEMENTED and message:
+        return build(Permanent, said, "The server was not started for that.", fatal=True)
     if 300 <= status < 400:  # noqa: PLR2004 - the redirects
         return _redirect(build, headers.get("location"), endpoint)
     if status in {408, 409, 425} or status >= 500:  # noqa: PLR2004 - the server's own faults
@@ -85,12 +89,20 @@ def _specific(  # noqa: PLR0911 - one return for each thing a server can mean
     build: _Builder, said: str, *, message: str, code: str, model: str
 ) -> EndpointError | None:
     lower = message.lower()
+    if _no_money(build.status, lower, code):
+        hint = "The account or key has no credit left; retrying would not help."
+        return build(Permanent, said, hint, fatal=True)
     match build.status:
+        case 403 if "moderation" in lower or "flagged" in lower:
+            return build(Permanent, said, "The gateway will not pass this prompt on.")
         case 401 | 403:
             hint = "Check the key: api_key=, or OPENAI_API_KEY."
             # 403 may be about one prompt only, behind a filter; a bad key is 401 everywhere.
             return build(AuthError, said, hint, fatal=build.status == _UNAUTHORIZED)
-        case 404 if (model and model.lower() in lower) or "model" in code:
+        case 404 if "deployment" in code.lower():
+            hint = "On Azure the model is the name of your deployment."
+            return build(Permanent, said, hint, fatal=True)
+        case 400 | 404 if _no_such_model(build.status, lower, code, model):
             hint = "`scaleinfer endpoints` lists the models it offers; pass one as model=."
             return build(Permanent, said, hint, fatal=True)
         case 404 | 405:
@@ -100,16 +112,13 @@ def _specific(  # noqa: PLR0911 - one return for each thing a server can mean
             hint = "Put a user and password into HTTPS_PROXY, or name the host in NO_PROXY."
             said = f"a proxy before {build.endpoint} wants a login. It said: {said}"
             return build(Permanent, said, hint, fatal=True)
-        case 429 if code == "insufficient_quota":
-            hint = "The account has no credit left; retrying would not help."
-            return build(Permanent, said, hint, fatal=True)
         case 429:
             return build(RateLimited, said)
         case 503 if "loading" in lower or "starting" in lower:
             return build(Starting, said)
         case 503 | 529:
             return build(Overloaded, said)
-        case 400 | 413 | 422 if _too_long(lower, code):
+        case 400 | 413 | 422 | 500 if _too_long(lower, code):
             hint = "Shorten the prompt, lower max_tokens, or use a model with a longer context."
             return build(Permanent, said, hint)
     return None
@@ -230,8 +239,11 @@ def _error_body(body: bytes) -> tuple[str, str]:
     if not isinstance(error, dict):
         return str(error)[:_SHOWN], ""
     message = error.get("message") or error.get("detail") or ""
-    code = error.get("code") or error.get("type") or ""
-    return str(message)[:_SHOWN], str(code)
+    code = str(error.get("code") or "")
+    if not code or code.isdigit() or code == "None":
+        # Many servers repeat the status there; the type then says more.
+        code = str(error.get("type") or "")
+    return str(message)[:_SHOWN], code
 
 
 def _is_page(body: bytes) -> bool:
@@ -251,9 +263,48 @@ def _excerpt(body: bytes) -> str:
     return " ".join(body[:_SHOWN].decode("utf-8", "replace").split())
 
 
+def error_in_answer(response: WireResponse, endpoint: str) -> EndpointError | None:
+    """Return the error that came with status 200, if one did, as OpenRouter sends them.
+
+    A provider that fails once the model has begun is reported in the body, as a whole or in
+    place of the first choice.
+    """
+    try:
+        body = orjson.loads(response.body)
+        error = body.get("error") or body["choices"][0].get("error")
+        code = int(error["code"])
+    except (orjson.JSONDecodeError, AttributeError, KeyError, IndexError, TypeError, ValueError):
+        return None
+    if not 400 <= code < 600:  # noqa: PLR2004 - the errors
+        return None
+    data = orjson.dumps({"error": error})
+    meant = type(response)(code, response.headers, data)
+    found = error_from_response(meant, endpoint=endpoint, model=str(body.get("model") or ""))
+    found.message = f"{endpoint} answered 200 with an error in it. {found.message}"
+    found.status = response.status
+    return found
+
+
+def _no_money(status: int, lower: str, code: str) -> bool:
+    """Return whether a budget is spent: OpenAI's, OpenRouter's (402), a LiteLLM key's."""
+    if status == 402 or code == "insufficient_quota":  # noqa: PLR2004 - payment required
+        return True
+    return status in {400, 401, 429} and (
+        code == "budget_exceeded"
+        or lower.startswith("exceededbudget")
+        or "budget has been exceeded" in lower
+    )
+
+
+def _no_such_model(status: int, lower: str, code: str, model: str) -> bool:
+    if status == 404:  # noqa: PLR2004 - not found
+        return bool(model and model.lower() in lower) or "model" in code
+    return "invalid model name" in lower or code == "model_not_found"
+
+
 def _too_long(lower: str, code: str) -> bool:
     return (
-        code == "context_length_exceeded"
+        code in {"context_length_exceeded", "exceed_context_size_error"}
         or "context length" in lower
         or "context window" in lower
         or "maximum model length" in lower

@@ -17,7 +17,9 @@ from scaleinfer.backends._address import checked_address, checked_key, shown
 from scaleinfer.backends._base import Backend, EndpointStatus
 from scaleinfer.backends._completion import parse_completion, parse_pack
 from scaleinfer.backends._dialect import error_from_response, error_from_wire, refuses_schemas
+from scaleinfer.backends._embeddings import Embedder
 from scaleinfer.backends._keys import RotatingKey
+from scaleinfer.backends._models import lists_deployments, offers, other_list, parse_models
 from scaleinfer.backends._orca import ASK_FOR_LOAD
 from scaleinfer.backends._packing import packs
 from scaleinfer.backends._request_body import BodyWriter, in_words
@@ -28,6 +30,7 @@ from scaleinfer.errors import ConfigError, EndpointError, Permanent
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
+    from scaleinfer.backends._batch_base import BatchBackend
     from scaleinfer.backends._wire import Wire, WireResponse
     from scaleinfer.engine import RateLimit
     from scaleinfer.requests import Request
@@ -40,7 +43,7 @@ WireKind = Literal["auto", "direct", "aiohttp", "http2"]
 _OFFICIAL = "https://api.openai.com/v1"
 _CHECK_TIMEOUT = 10.0
 _PAGES_BEFORE_FATAL = 5
-_OK, _UNAUTHORIZED = 200, 401
+_OK, _UNAUTHORIZED, _NOT_FOUND = 200, 401, 404
 _BAD_REQUEST = frozenset({400, 413, 422})
 
 
@@ -84,6 +87,7 @@ class OpenAIBackend(Backend):
     """
 
     kind: ClassVar[str] = "openai"
+    embeds = True
 
     def __init__(
         self,
@@ -125,6 +129,7 @@ class OpenAIBackend(Backend):
         self._query = f"?{urlencode(query)}" if query else ""
         self._chat_url = self._url_of("chat/completions")
         self._completions_url = self._url_of("completions")
+        self._embedder = Embedder()
         self._provider = api_key if callable(api_key) else None
         self._headers = {
             "Content-Type": "application/json",
@@ -200,6 +205,11 @@ class OpenAIBackend(Backend):
 
     async def complete(self, request: Request, *, timeout: float | None = None) -> Completion:
         """Make one call; see `Backend.complete`."""
+        if request.input is not None:
+            (outcome,) = await self._embedder.ask(self, [request], timeout)
+            if isinstance(outcome, EndpointError):
+                raise outcome
+            return outcome
         chat = request.prompt is None
         if not self.json_schema:
             request = in_words(request)
@@ -226,8 +236,11 @@ class OpenAIBackend(Backend):
         """Ask several requests; see `Backend.complete_many`.
 
         Plain completions with equal sampling go `packing` to a call. A pack that the server
-        refuses as a bad request is asked one by one, so that only the culprit fails.
+        refuses as a bad request is asked one by one, so that only the culprit fails. Texts to
+        be embedded with equal settings all go into one call, as long as the server takes it.
         """
+        if requests[0].input is not None:
+            return await self._embedder.ask(self, requests, timeout)
         found = packs(requests, self.packing)
         together = [[requests[position] for position in pack] for pack in found]
         if len(together) == 1:
@@ -274,6 +287,73 @@ class OpenAIBackend(Backend):
             _log(f"{self.endpoint} takes one prompt to a call only; packing is off from now on.")
         return outcomes
 
+    def batches(self) -> BatchBackend | None:
+        """Return the adapter to the server's batch API; whether it has one, the server tells."""
+        if self.kind != OpenAIBackend.kind:
+            return None  # a gateway that speaks OpenAI's protocol to models, not for files
+        from scaleinfer.backends._batch_openai import OpenAIBatches
+
+        return OpenAIBatches(self)
+
+    async def request(
+        self,
+        path: str,
+        body: bytes | None = None,
+        content_type: str = "application/json",
+        *,
+        timeout: float = _CHECK_TIMEOUT,
+    ) -> WireResponse:
+        """Get what is at a path below the base URL, or post to it, and return the 200 answer.
+
+        Args:
+            path: Relative to the base URL, with a query if need be.
+            body: What to post; `None` gets.
+            content_type: Of the body.
+            timeout: Seconds.
+
+        Raises:
+            EndpointError: There was no answer, or one that is an error.
+        """
+        opened = self._now_open()
+        url = f"{self._url}/{path}"
+        if self._query:
+            url += self._query.replace("?", "&") if "?" in path else self._query
+        headers = self._headers if opened.keys is None else await opened.keys.headers()
+        try:
+            kind = {"Content-Type": content_type}
+            response = await _ask(opened.wire, url, body, {**headers, **kind}, timeout)
+            if response.status == _UNAUTHORIZED and opened.keys is not None:
+                renewed = await opened.keys.renewed(headers)
+                if renewed is not None:
+                    response = await _ask(opened.wire, url, body, {**renewed, **kind}, timeout)
+        except WireError as error:
+            raise error_from_wire(error, endpoint=self.endpoint) from error
+        if response.status != _OK:
+            raise self._refusal(response, "")
+        return response
+
+    async def embed(self, body: bytes, timeout: float | None) -> WireResponse:
+        """Post to `/embeddings` and return the response, whatever it says.
+
+        Raises:
+            EndpointError: There was none.
+        """
+        try:
+            response = await self._post(self._url_of("embeddings"), body, timeout)
+        except WireError as error:
+            raise error_from_wire(error, endpoint=self.endpoint) from error
+        if response.status == _OK:
+            self._pages = None
+        return response
+
+    def refusal(self, response: WireResponse, model: str) -> EndpointError:
+        """Return what a response other than 200 means; the error holds no key."""
+        return self._refusal(response, model)
+
+    def without_secrets(self, response: WireResponse) -> WireResponse:
+        """Return the response without our key, should it be in there."""
+        return self._secrets.taken_out(response)
+
     async def check(self) -> EndpointStatus:
         """Ask for the list of models; see `Backend.check`."""
         began = time.monotonic()
@@ -287,7 +367,8 @@ class OpenAIBackend(Backend):
             return EndpointStatus(self.endpoint, ok=False, detail=str(error))
         latency = time.monotonic() - began
         detail = f"answers; {len(models)} model{'s' * (len(models) != 1)}"
-        ok = self.model is None or not models or self.model in models
+        ok = self.model is None or not models or offers(models, self.model)
+        ok = ok or not lists_deployments(self._url)
         if not ok:
             detail = f"answers, but does not offer {self.model}"
         return EndpointStatus(self.endpoint, ok, detail, tuple(models), latency)
@@ -324,18 +405,22 @@ class OpenAIBackend(Backend):
     def _post(
         self, url: str, body: bytes, timeout: float | None
     ) -> Coroutine[Any, Any, WireResponse]:
-        opened = self._open.get(asyncio.get_running_loop())
-        if opened is None:
-            raise ConfigError(
-                "the backend is not open on this event loop.",
-                hint="Use `async with backend:`, or pass it to parallel_map.",
-            )
+        opened = self._now_open()
         own = self.timeout
         if own is not None and (timeout is None or own < timeout):
             timeout = own
         if opened.keys is None:
             return opened.wire.post(url, body, self._headers, timeout)
         return _post_with(opened.keys, opened.wire, url, body, timeout)
+
+    def _now_open(self) -> _Opened:
+        opened = self._open.get(asyncio.get_running_loop())
+        if opened is None:
+            raise ConfigError(
+                "the backend is not open on this event loop.",
+                hint="Use `async with backend:`, or pass it to parallel_map.",
+            )
+        return opened
 
     def _as_endpoint_error(self, error: EndpointError | WireError) -> EndpointError:
         if isinstance(error, WireError):
@@ -354,7 +439,7 @@ class OpenAIBackend(Backend):
         try:
             return parse_completion(safe, endpoint=self.endpoint, chat=chat)
         except EndpointError as error:
-            error.fatal = only_pages
+            error.fatal = error.fatal or only_pages
             raise
 
     def _read_pack(
@@ -397,13 +482,16 @@ class OpenAIBackend(Backend):
         headers = self._headers if opened.keys is None else await opened.keys.headers()
         try:
             response = await opened.wire.get(self._url_of("models"), headers, _CHECK_TIMEOUT)
+            elsewhere = other_list(self._url) if response.status == _NOT_FOUND else None
+            if elsewhere is not None:
+                response = await opened.wire.get(elsewhere, headers, _CHECK_TIMEOUT)
         except WireError as error:
             raise error_from_wire(error, endpoint=self.endpoint) from error
         if response.status != _OK:
             raise self._refusal(response, "")
         try:
-            return [str(entry["id"]) for entry in orjson.loads(response.body)["data"]]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
+            return parse_models(response.body)
+        except ValueError:
             raise Permanent(
                 f"{self.endpoint}/models is no list of models.",
                 hint="Check base_url, or name the model with model=.",
@@ -414,6 +502,14 @@ class OpenAIBackend(Backend):
 
 def _log(line: str) -> None:
     logging.getLogger("scaleinfer").warning(line)
+
+
+def _ask(
+    wire: Wire, url: str, body: bytes | None, headers: Mapping[str, str], timeout: float
+) -> Coroutine[Any, Any, WireResponse]:
+    if body is None:
+        return wire.get(url, headers, timeout)
+    return wire.post(url, body, headers, timeout)
 
 
 async def _post_with(

@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
@@ -251,7 +252,7 @@ def _dumps(value: Any) -> bytes:
 def _default(value: Any) -> Any:
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
-    return list(value) if isinstance(value, set | frozenset) else str(value)
+    return list(value) if isinstance(value, set | frozenset | array) else str(value)
 
 
 def _without_nan(value: Any) -> Any:

@@ -167,6 +167,16 @@ class Breaker:
         if not self.closed and self._state != "open" and not self._stale(began):
             self._running = max(0, self._running - 1)
 
+    @property
+    def is_open(self) -> bool:
+        """True while it lets nothing through, unless its time has come."""
+        return self._state == "open"
+
+    def mended(self, now: float) -> None:
+        """A check says that the endpoint may be back: the next call is its probe, at once."""
+        if self._state == "open":
+            self._until = min(self._until, now)
+
     def statistics(self) -> BreakerStatistics:
         """Return where the breaker stands."""
         return BreakerStatistics(self._state, self._openings, self._probes)

@@ -136,7 +136,8 @@ def settle_place(  # noqa: PLR0917 - all of a call's end
             outcome,
             began=call.began,
             reserved_tokens=want.tokens,
-            tokens=usage.completion_tokens,
+            # An embedding has no tokens of its own; what was read is the work.
+            tokens=usage.completion_tokens if completion.vector is None else usage.prompt_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
             load=completion.load,
             rate=completion.rate,

@@ -51,6 +51,7 @@ class EndpointStatistics:
         limiter: Places there.
         breaker: Whether it is held to be broken.
         rate: Its rate limits.
+        left: True if it was taken out of its set; it gets no more calls.
     """
 
     name: str
@@ -65,6 +66,7 @@ class EndpointStatistics:
     limiter: LimiterStatistics
     breaker: BreakerStatistics
     rate: RateLimitStatistics
+    left: bool = False
 
 
 class Traffic:
@@ -112,6 +114,7 @@ class Endpoint:
         traffic: The calls of all endpoints of its router.
         parked: True while its router does not look at it, because it had no room.
         unpark: Called when a call ends while `parked`.
+        left: True once it is taken out of its set: no call may start.
 
     Raises:
         ConfigError: `weight` is not a positive, finite number.
@@ -131,6 +134,7 @@ class Endpoint:
         "breaker",
         "calls",
         "index",
+        "left",
         "limiter",
         "name",
         "parked",
@@ -165,12 +169,18 @@ class Endpoint:
         self.traffic = Traffic()
         self.parked = False
         self.unpark: Callable[[Endpoint], None] | None = None
+        self.left = False
         self._started = 0
         self._answered = 0
         self._seconds = self._deviation = self._tokens_per_call = self._flow = 0.0
         self._quiet_since = self._rejected_at = -math.inf
         self._tokens_given = 0
         self._rejections = 0
+
+    @property
+    def started_calls(self) -> int:
+        """Calls started so far."""
+        return self._started
 
     def has_room(self, now: float) -> bool:
         """Return whether a call may start: a free place, not broken, within the rate limit."""
@@ -179,6 +189,7 @@ class Endpoint:
             and (self.breaker.closed or self.breaker.allows(now))
             and self.rate.ready_at <= now
             and not (self.traffic.several and self._explored)
+            and not self.left
         )
 
     @property
@@ -195,8 +206,11 @@ class Endpoint:
     def wake_at(self, now: float) -> float | None:
         """Return when time alone gives room; `None` if only the end of a call can."""
         exploring = self.traffic.several and self._explored
-        if exploring or not self.limiter.has_room:
+        if exploring:
             return None
+        if not self.limiter.has_room:
+            again = self.limiter.look_again_s
+            return None if again is None else now + again
         wake = now
         if not self.breaker.allows(now):
             closed_until = self.breaker.wake_at(now)
@@ -321,6 +335,7 @@ class Endpoint:
             self.limiter.statistics(),
             self.breaker.statistics(),
             self.rate.statistics(),
+            self.left,
         )
 
     def _rejected(self, now: float, began: float, retry_after: float | None) -> None:

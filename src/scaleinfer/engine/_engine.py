@@ -14,7 +14,13 @@ from scaleinfer.engine._hedging import Hedger
 from scaleinfer.engine._limiter import Outcome
 from scaleinfer.engine._packing import Packer
 from scaleinfer.engine._pool import ANYWHERE, Want
-from scaleinfer.engine._retry import GiveUp, RetryAuthority, RetryStatistics, WaitFor
+from scaleinfer.engine._retry import (
+    COME_BACK_LATER,
+    GiveUp,
+    RetryAuthority,
+    RetryStatistics,
+    WaitFor,
+)
 from scaleinfer.engine._sharing import Sharing
 from scaleinfer.errors import EndpointError, SchemaError, WorkerLost
 from scaleinfer.results import Attempt, Completion, Usage
@@ -36,6 +42,9 @@ __all__ = ["Engine", "EngineStatistics", "Waits"]
 _ANSWER_TOKENS = 256
 """Tokens expected of an answer without `max_tokens`, for rate limits; corrected afterwards."""
 _CHARACTERS_PER_TOKEN = 4
+_LINGER_S = 0.005
+_SMALLER = 8
+"""A pack that failed and may itself be why is tried again in packs so many times smaller."""
 
 
 @dataclass(slots=True)
@@ -93,6 +102,7 @@ class Engine:
         model: The model as the run names it; an endpoint with a name of its own for it is
             asked by that.
         priority: Calls with a higher one overtake others that wait for a place.
+        packing: Requests that go into one call; default what the adapters say.
 
     Attributes:
         authority: Judges the run's failures.
@@ -112,6 +122,7 @@ class Engine:
         dispatch: Dispatch | None = None,
         model: str | None = None,
         priority: int = 0,
+        packing: int | None = None,
     ) -> None:
         dispatch = dispatch or Dispatch()
         self.authority = RetryAuthority(retry, places=pool.limit)
@@ -121,13 +132,20 @@ class Engine:
         self.unasked: int | None = None
         self.on_wait: Callable[[], None] | None = None
         self.calls = 0
-        self._backends = list(backends)
+        self._given = tuple(backends)
+        self._backends = pool.adapters(self._given)
+        self._seen = pool.changes
         self._pool = pool
         self._retry = retry
         self._priority = priority
         self._sharing: Sharing[Completion] | None = Sharing() if dispatch.deduplicate else None
-        most = max(backend.packing for backend in backends)
-        self._packer = Packer(self._send_pack, most=most) if most > 1 else None
+        self._packing = packing
+        most = packing or max(backend.packing for backend in backends)
+        self._packer = None
+        if most > 1:
+            # Packs that come back at about the same time set out again together.
+            linger = 0.0 if packing is None else _LINGER_S
+            self._packer = Packer(self._send_pack, most=most, linger=linger)
         self._packed_at: dict[int, int] = {}
         self._copies = None
         if dispatch.hedging:
@@ -137,11 +155,29 @@ class Engine:
                 self._backends,
                 lambda: self.remaining,
             )
-        self._several = len(self._backends) > 1
+        self._several = pool.growing or len(self._backends) > 1
         self._model = model
-        self._own_names = {backend.model for backend in backends} - {model} != set()
+        self._own_names = self._has_own_names()
         self._rated = pool.rated
         self._in_flight = self._peak = self._waiting = self._shared = 0
+
+    def _has_own_names(self) -> bool:
+        return {backend.model for backend in self._backends} - {self._model} != set()
+
+    def _adapter(self, place: int) -> Backend:
+        """Return an endpoint's adapter; one that has come since is taken note of."""
+        pool = self._pool
+        if self._seen != pool.changes:
+            # In place, for second copies look here too.
+            self._backends[:] = pool.adapters(self._given)
+            self._seen = pool.changes
+            self._own_names = self._has_own_names()
+            self._rated = self._rated or pool.rated
+        return self._backends[place]
+
+    def adapters(self) -> list[Backend]:
+        """Return the adapter of each endpoint, in the order of `endpoints`."""
+        return self._pool.adapters(self._given)
 
     @property
     def limit(self) -> int:
@@ -157,7 +193,8 @@ class Engine:
         """Requests that may be asked at once: as many as there are places, times the packing."""
         if self._packer is None:
             return self._pool.limit
-        return self._pool.limit * max(backend.packing for backend in self._backends)
+        packing = self._packing or max(backend.packing for backend in self._given)
+        return self._pool.limit * packing
 
     @property
     def in_flight(self) -> int:
@@ -196,7 +233,7 @@ class Engine:
         Raises:
             EndpointError: The request was given up.
         """
-        if self._packer is not None and request.prompt is not None:
+        if self._packer is not None and request.messages is None:
             return self._pack(self._packer, request, attempted, number, settle)
         if self._sharing is None or not _deterministic(request):
             return self._call(request, attempted, number, settle, affinity)
@@ -246,15 +283,26 @@ class Engine:
         number: int,
         settle: Settle | None,
     ) -> Completion:
-        """Ask together with others; what fails is asked again by itself."""
-        call = Call(request, number + 1, attempted)
-        call.began, call.started = time.monotonic(), time.time()
-        try:
-            completion = await packer.call(request)
-        except EndpointError as error:
-            call.failed(error.endpoint, error)
-            await self._failed(error, call, ANYWHERE, None)
-            return await self._call(request, attempted, call.number, settle, None)
+        """Ask together with others.
+
+        A completion that fails is asked again by itself; a text to be embedded with others,
+        and with fewer of them once one of the pack may be to blame.
+        """
+        track, most = None, packer.most
+        while True:
+            call = Call(request, number + 1, attempted)
+            call.began, call.started = time.monotonic(), time.time()
+            try:
+                completion = await packer.call(request, most=most)
+                break
+            except EndpointError as error:
+                call.failed(error.endpoint, error)
+                track = await self._failed(error, call, ANYWHERE, track)
+                number = call.number
+                if error.reached and not isinstance(error, COME_BACK_LATER):
+                    most = most // _SMALLER or 1
+            if request.input is None:
+                return await self._call(request, attempted, number, settle, None)
         call.endpoint = self._packed_at.pop(id(completion))
         endpoint = self._backends[call.endpoint].endpoint
         call.answered(endpoint, completion, time.monotonic() - call.began)
@@ -265,13 +313,17 @@ class Engine:
         return completion
 
     async def _send_pack(self, requests: Sequence[Request]) -> list[Completion | EndpointError]:
-        """Make one call for several plain completions; it takes one place."""
+        """Make one call for several requests; it takes one place."""
         pool = self._pool
         want = Want(sum(map(_expected_tokens, requests)) if self._rated else 0)
         place = pool.enter_nowait(want)
         if place is None:
             place = await pool.enter(want, self._priority)
-        endpoint, backend = pool.endpoints[place], self._backends[place]
+        endpoint, backend = pool.endpoints[place], self._adapter(place)
+        if self._own_names:
+            requests = [
+                replace(one, model=None) if one.model == self._model else one for one in requests
+            ]
         call = Call(requests[0], 1, lambda attempt: None, place)
         call.began = time.monotonic()
         self.calls += 1
@@ -378,7 +430,7 @@ class Engine:
         place = pool.enter_nowait(want)
         if place is None:
             place = await self._waited_for(want)
-        call.endpoint, endpoint, backend = place, pool.endpoints[place], self._backends[place]
+        call.endpoint, endpoint, backend = place, pool.endpoints[place], self._adapter(place)
         call.started = time.time()
         self.calls += 1
         self._enter()
@@ -471,6 +523,8 @@ def _deterministic(request: Request) -> bool:
 
 
 def _expected_tokens(request: Request) -> int:
+    if request.input is not None:
+        return len(request.input) // _CHARACTERS_PER_TOKEN + 1
     asked = request.prompt or ""
     characters = len(asked) + sum(len(str(m.get("content"))) for m in request.messages or ())
     sampling = request.sampling

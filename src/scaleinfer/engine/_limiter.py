@@ -24,6 +24,8 @@ __all__ = [
     "Outcome",
 ]
 
+_LOOK_AGAIN_S = 0.1
+
 
 class Outcome(Enum):
     """What became of a call, as far as a limiter cares."""
@@ -112,6 +114,11 @@ class Limiter(ABC):
         return self.in_flight < self.limit
 
     @property
+    def look_again_s(self) -> float | None:
+        """Seconds after which room may have come though no call has ended; `None` for never."""
+        return None
+
+    @property
     def shrinking(self) -> bool:
         """True while load has just made the limit smaller."""
         return False
@@ -150,21 +157,30 @@ class Limiter(ABC):
 
 
 class FollowingLimiter(Limiter):
-    """As many places as somebody else says at each moment, and at least one.
+    """As many places as somebody else says at each moment.
 
     Args:
         places: Says it.
         most: Never more.
+        least: Never fewer; 0 for an endpoint that is to get no call at all at times.
     """
 
-    def __init__(self, places: Callable[[], int], *, most: int | None = None) -> None:
+    def __init__(
+        self, places: Callable[[], int], *, most: int | None = None, least: int = 1
+    ) -> None:
         self._places = places
         self._most = sys.maxsize if most is None else most
+        self._least = least
 
     @property
     def limit(self) -> int:
         """Calls that may be in flight."""
-        return max(1, min(self._places(), self._most))
+        return max(self._least, min(self._places(), self._most))
+
+    @property
+    def look_again_s(self) -> float | None:
+        """Seconds after which room may have come though no call has ended; `None` for never."""
+        return None if self._least else _LOOK_AGAIN_S
 
     def statistics(self) -> LimiterStatistics:
         """Return where the limiter stands."""

@@ -1,4 +1,4 @@
-"""Several plain completions in one call, for endpoints that take a list of prompts."""
+"""Several requests in one call, for endpoints that take a list of prompts or of texts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ __all__ = ["Packer"]
 class _Pack:
     """Requests that go out together."""
 
-    __slots__ = ("places", "requests", "task", "timer")
+    __slots__ = ("most", "places", "requests", "task", "timer")
 
-    def __init__(self, timer: asyncio.Handle) -> None:
+    def __init__(self, timer: asyncio.Handle, most: int) -> None:
+        self.most = most
         self.requests: list[Request] = []
         self.places: list[asyncio.Future[Completion]] = []
         self.timer = timer
@@ -38,10 +39,11 @@ class _Pack:
 
 
 class Packer:
-    """Gathers plain completions that wait at the same time and sends them in one call.
+    """Gathers requests that wait at the same time and sends them in one call.
 
-    Only requests with the same sampling, model and schema go together; anything else (chat,
-    several answers to one prompt) is sent by itself. Belongs to one event loop.
+    Plain completions, or texts to be embedded, of the same sampling, model and schema go
+    together; anything else (chat, several answers to one prompt) is sent by itself. Belongs to
+    one event loop.
 
     Args:
         send: Makes the call; returns one outcome for each request, in order. What it raises
@@ -49,6 +51,9 @@ class Packer:
         most: Requests in one call at most.
         linger: Seconds to wait for more; 0 gathers those that come in the same turn of the
             event loop.
+
+    Attributes:
+        most: Requests in one call at most.
 
     Raises:
         ConfigError: `most` is below 1.
@@ -64,27 +69,32 @@ class Packer:
         if most < 1:
             raise ConfigError(f"packing must be at least 1, not {most}.")
         self._send = send
-        self._most = most
+        self.most = most
         self._linger = linger
         self._gathering: dict[bytes, _Pack] = {}
         self._sent: set[asyncio.Task[None]] = set()
 
-    async def call(self, request: Request) -> Completion:
+    async def call(self, request: Request, *, most: int | None = None) -> Completion:
         """Send a request with others and return its own answer.
 
         Cancelling it leaves the others alone; the call is ended once all are gone.
 
+        Args:
+            request: What to ask.
+            most: Requests in its call at most, if fewer.
+
         Raises:
             EndpointError: What became of this request.
         """
-        group = self._group(request)
+        most = self.most if most is None else min(most, self.most)
+        group = self._group(request, most)
         pack = self._gathering.get(group) if group else None
         if pack is None:
-            pack = self._open(group)
+            pack = self._open(group, most)
         place: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         pack.requests.append(request)
         pack.places.append(place)
-        if len(pack.requests) >= self._most or not group:
+        if len(pack.requests) >= pack.most or not group:
             self._close(group, pack)
         try:
             return await place
@@ -95,24 +105,25 @@ class Packer:
                 self._drop(group, pack)
             raise
 
-    def _group(self, request: Request) -> bytes:
+    def _group(self, request: Request, most: int) -> bytes:
         """Return what requests of one pack have in common; empty for one that goes alone."""
         sampling = request.sampling
-        if request.prompt is None or self._most == 1 or (sampling.n or 1) > 1:
+        if request.messages is not None or most == 1 or (sampling.n or 1) > 1:
             return b""
+        embed = request.input is not None
         return orjson.dumps(
-            [sampling.to_body(), request.schema, request.model],
+            [sampling.to_body(), request.schema, request.model, embed, most],
             default=plain,
             option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS,
         )
 
-    def _open(self, group: bytes) -> _Pack:
+    def _open(self, group: bytes, most: int) -> _Pack:
         loop = asyncio.get_running_loop()
         if self._linger > 0:
             timer: asyncio.Handle = loop.call_later(self._linger, self._close_gathered, group)
         else:
             timer = loop.call_soon(self._close_gathered, group)
-        pack = _Pack(timer)
+        pack = _Pack(timer, most)
         if group:
             self._gathering[group] = pack
         return pack

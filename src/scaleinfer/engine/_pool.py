@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import threading
 import time
@@ -22,6 +23,7 @@ from scaleinfer.engine._limiter import (
     Limiter,
     Outcome,
 )
+from scaleinfer.engine._members import Members
 from scaleinfer.engine._rate_limit import RateLimiter
 from scaleinfer.engine._router import Router
 
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["ANYWHERE", "Pool", "Want", "endpoint_of", "pool_of"]
 
 _LOOK_AT_ALL = 32
+_LIMIT_HOLDS_S = 0.05
+_MEMBER_PAUSES_S = (30.0, 60.0)
+"""Pauses of a member's breaker: checks tell before they are over when to try it again."""
 _REMEMBERED = 64
 """Pools kept for a backend and a set of rules; a map with bounds of its own makes one."""
 
@@ -63,20 +68,39 @@ class Pool:
 
     Belongs to one event loop.
 
+    Endpoints may come and go while calls are made: an index is never given to another, and one
+    that is removed stays in the list, marked `left`, with its calls in flight.
+
     Args:
         endpoints: The endpoints' state machines.
         loop: The event loop of those who wait.
+        growing: True if endpoints may be added; there may then be none yet.
 
     Attributes:
-        endpoints: The same.
+        endpoints: The same, and those that were added.
         router: Chooses among them.
         rated: True if an endpoint has a rate limit that was given, not learned.
+        growing: True if endpoints may be added.
+        changes: How often the adapters of members have changed; see `adapters`.
+        sets: Those who add and remove endpoints; held for them here.
     """
 
-    def __init__(self, endpoints: Sequence[Endpoint], loop: asyncio.AbstractEventLoop) -> None:
-        self.endpoints = list(endpoints)
-        self.router = Router(self.endpoints)
+    def __init__(
+        self,
+        endpoints: Sequence[Endpoint],
+        loop: asyncio.AbstractEventLoop,
+        *,
+        growing: bool = False,
+    ) -> None:
+        self.router = Router(endpoints, growing=growing)
+        self.endpoints = self.router.endpoints
         self.rated = any(endpoint.rate.rated for endpoint in self.endpoints)
+        self.growing = growing
+        self.changes = 0
+        self.sets: dict[int, Members] = {}
+        self._members: dict[int, Backend] = {}
+        self._first_member = len(endpoints)
+        self._limit, self._limit_until = 0, -math.inf
         self._gate: Gate[Want, int] = Gate(self._take, has_room=self._has_room)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -99,12 +123,73 @@ class Pool:
         self._loop, self._timer = weakref.ref(loop), None
         return True
 
+    def add(self, endpoint: Endpoint, member: Backend) -> int:
+        """Send calls to one endpoint more; return its index.
+
+        Args:
+            endpoint: Its state.
+            member: Its adapter, open.
+        """
+        index = self.router.add(endpoint)
+        self.rated = self.rated or endpoint.rate.rated
+        self._changed(index, member)
+        return index
+
+    def remove(self, index: int) -> None:
+        """Send no more calls to an endpoint; those in flight there end as they would have."""
+        self.router.remove(index)
+        self._limit_until = -math.inf
+
+    def restore(self, index: int, member: Backend) -> None:
+        """Send calls to an endpoint again that was removed, through this adapter."""
+        self.router.restore(index)
+        if self._members.get(index) is not member:
+            self._changed(index, member)
+        self._limit_until = -math.inf
+        self.wake()
+
+    def mended(self, index: int, now: float) -> None:
+        """A check says that an endpoint may be back: the next call sees whether it is."""
+        endpoint = self.endpoints[index]
+        endpoint.breaker.mended(now)
+        if endpoint.parked and endpoint.unpark is not None:
+            endpoint.unpark(endpoint)
+        self.wake()
+
+    def member(self, index: int) -> Backend | None:
+        """Return the adapter of an endpoint that was added."""
+        return self._members.get(index)
+
+    def adapters(self, backends: Sequence[Backend]) -> list[Backend]:
+        """Return the adapter of each endpoint, in their order.
+
+        Args:
+            backends: What the pool was made of.
+        """
+        fixed = [backend for backend in backends if not backend.many]
+        return [*fixed[: self._first_member], *self._members.values()]
+
+    def _changed(self, index: int, member: Backend) -> None:
+        self._members[index] = member
+        self.changes += 1
+        self._limit_until = -math.inf
+        self.wake()
+
     @property
     def limit(self) -> int:
         """Calls that may be in flight at all endpoints together."""
         if len(self.endpoints) == 1:
-            return self.endpoints[0].limiter.limit
-        return sum(endpoint.limiter.limit for endpoint in self.endpoints)
+            return max(1, self.endpoints[0].limiter.limit)
+        if len(self.endpoints) <= _LOOK_AT_ALL:
+            return self._places()
+        # Limits move slowly, and this is asked for many times a second.
+        now = time.monotonic()
+        if now >= self._limit_until:
+            self._limit, self._limit_until = self._places(), now + _LIMIT_HOLDS_S
+        return self._limit
+
+    def _places(self) -> int:
+        return max(1, sum(one.limiter.limit for one in self.endpoints if not one.left))
 
     @property
     def in_flight(self) -> int:
@@ -120,7 +205,10 @@ class Pool:
         """True if there is an endpoint that is none of these and takes calls."""
         now = time.monotonic()
         return any(
-            number not in than and endpoint.breaker.allows(now)
+            number not in than
+            and not endpoint.left
+            and endpoint.limiter.limit > 0
+            and endpoint.breaker.allows(now)
             for number, endpoint in enumerate(self.endpoints)
         )
 
@@ -208,11 +296,13 @@ def pool_of(
         if pool is None:
             pool = next((pool for pool in pools if pool.move_to(loop)), None)
         if pool is None:
-            pool = Pool(_endpoints(backends, concurrency, rate_limit), loop)
+            pool = _made(backends, concurrency, rate_limit, loop)
         # The latest last, so that those not asked for in a long time can be forgotten.
         known[key] = [*(other for other in pools if other is not pool), pool][-_REMEMBERED:]
         while len(known) > _REMEMBERED:
             del known[next(iter(known))]
+    for position, members in pool.sets.items():
+        members.meet(backends[position])
     return pool
 
 
@@ -220,18 +310,32 @@ _POOLS: WeakKeyDictionary[Backend, dict[Hashable, list[Pool]]] = WeakKeyDictiona
 _LOCK = threading.Lock()
 
 
-def _endpoints(
+def _made(
     backends: Sequence[Backend],
     concurrency: int | Concurrency | None,
     rate_limit: RateLimit | None,
-) -> list[Endpoint]:
+    loop: asyncio.AbstractEventLoop,
+) -> Pool:
     heaviest = max(backend.weight for backend in backends)
-    endpoints = [_endpoint(one, concurrency, rate_limit, heaviest) for one in backends]
-    if len(endpoints) == 1:
+    fixed = [one for one in backends if not one.many]
+    growing = len(fixed) < len(backends)
+    endpoints = [_endpoint(one, concurrency, rate_limit, heaviest) for one in fixed]
+
+    def member(backend: Backend) -> Endpoint:
+        endpoint = _endpoint(backend, concurrency, rate_limit, max(heaviest, backend.weight))
+        first, longest = _MEMBER_PAUSES_S
+        endpoint.breaker = Breaker(first_pause=first, longest_pause=longest)
+        return endpoint
+
+    pool = Pool(endpoints, loop, growing=growing)
+    pool.sets = {
+        position: Members(pool, member) for position, one in enumerate(backends) if one.many
+    }
+    if len(endpoints) == 1 and not growing:
         # There is nowhere else to go, and the run's retry budget keeps calls from a broken one;
         # a breaker too would have every first try of an item fail in a probe of its own.
         endpoints[0].breaker = Breaker(failures=sys.maxsize)
-    return endpoints
+    return pool
 
 
 def endpoint_of(
@@ -245,6 +349,7 @@ def endpoint_of(
     weight: float = 1.0,
     heaviest: float | None = None,
     places: Callable[[], int] | None = None,
+    least_places: int = 1,
 ) -> Endpoint:
     """Return an endpoint's state as a map begins with it.
 
@@ -259,11 +364,12 @@ def endpoint_of(
         heaviest: The greatest weight among the endpoints; a fixed number of calls is for that
             one, and others have fewer in proportion.
         places: Says at each moment how many calls are useful; nothing is searched for then.
+        least_places: Calls that may be in flight whatever `places` says.
     """
     limiter: Limiter
     if places is not None:
         bound = concurrency.max if isinstance(concurrency, Concurrency) else concurrency
-        limiter = FollowingLimiter(places, most=bound)
+        limiter = FollowingLimiter(places, most=bound, least=least_places)
     elif isinstance(concurrency, int) or (concurrency is None and not adaptive):
         wanted = max(1, round((concurrency or start) * weight / (heaviest or weight)))
         limiter = FixedLimiter(wanted if most is None else min(wanted, most))
@@ -289,4 +395,5 @@ def _endpoint(
         weight=backend.weight,
         heaviest=heaviest,
         places=backend.places,
+        least_places=backend.least_places,
     )

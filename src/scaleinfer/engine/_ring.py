@@ -26,15 +26,22 @@ class Ring:
     Args:
         names: One for each endpoint. The second of a name has points of its own.
         weights: Shares of the circle.
+        indices: What `home` and `walk` call them; default their positions.
     """
 
     __slots__ = ("_owners", "_points")
 
-    def __init__(self, names: Sequence[str], weights: Sequence[float]) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        weights: Sequence[float],
+        indices: Sequence[int] | None = None,
+    ) -> None:
         mean = sum(weights) / len(weights)
         seen: Counter[str] = Counter()
         drawn: list[tuple[int, int]] = []
-        for index, (name, weight) in enumerate(zip(names, weights, strict=True)):
+        indices = range(len(names)) if indices is None else indices
+        for index, name, weight in zip(indices, names, weights, strict=True):
             draw = random.Random(f"{name}#{seen[name]}").getrandbits
             seen[name] += 1
             drawn += [(draw(_BITS), index) for _ in range(max(1, round(_POINTS * weight / mean)))]

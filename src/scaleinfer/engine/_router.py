@@ -49,31 +49,78 @@ class Router:
     Args:
         endpoints: Where calls may go; they belong to this router from now on.
         seed: Makes the choices among many endpoints repeatable.
+        growing: True if others may come; there may then be none yet.
 
     Raises:
         ConfigError: There is no endpoint.
     """
 
-    def __init__(self, endpoints: Sequence[Endpoint], *, seed: int = 0) -> None:
-        if not endpoints:
+    def __init__(
+        self, endpoints: Sequence[Endpoint], *, seed: int = 0, growing: bool = False
+    ) -> None:
+        if not endpoints and not growing:
             raise ConfigError("there is no endpoint to send requests to; name at least one.")
-        self.endpoints = tuple(endpoints)
-        self._only = endpoints[0] if len(endpoints) == 1 else None
+        self.endpoints: list[Endpoint] = []
+        self._only = endpoints[0] if len(endpoints) == 1 and not growing else None
         self._random = random.Random(seed)
         self._traffic = Traffic()
-        self._traffic.several = len(endpoints) > 1
         self._free: list[Endpoint] = []
-        self._place = [0] * len(endpoints)
-        self._parked_until: list[float | None] = [None] * len(endpoints)
+        self._place: list[int] = []
+        self._parked_until: list[float | None] = []
         self._due: list[tuple[float, int]] = []
         self._late: list[Endpoint] = []
         self._look_again = -math.inf
         self._ring: Ring | None = None
-        for index, endpoint in enumerate(self.endpoints):
-            endpoint.index = index
-            endpoint.traffic = self._traffic
-            endpoint.unpark = self._unpark
-            self._unpark(endpoint)
+        for endpoint in endpoints:
+            self._take_on(endpoint)
+        self._traffic.several = growing or len(endpoints) > 1
+
+    def add(self, endpoint: Endpoint) -> int:
+        """Send calls to one endpoint more; return its index, which no other will ever have."""
+        self._only = None
+        self._even_out(endpoint)
+        self._take_on(endpoint)
+        self._traffic.several = True
+        return endpoint.index
+
+    def remove(self, index: int) -> None:
+        """Send no more calls to an endpoint; those in flight there end as they would have."""
+        endpoint = self.endpoints[index]
+        if endpoint.left:
+            return
+        self._only = None
+        self._traffic.several = True
+        endpoint.left = True
+        endpoint.unpark = None
+        self._park(endpoint, None)
+        self._parked_until[index] = None
+        self._ring = None
+
+    def restore(self, index: int) -> None:
+        """Send calls again to an endpoint that was removed; what was learned of it holds."""
+        endpoint = self.endpoints[index]
+        if not endpoint.left:
+            return
+        self._even_out(endpoint)
+        endpoint.left = False
+        endpoint.unpark = self._unpark
+        self._unpark(endpoint)
+        self._ring = None
+
+    def _even_out(self, endpoint: Endpoint) -> None:
+        """Have a newcomer begin with the turns of the others: it has nothing to catch up."""
+        fewest = min((one.turns for one in self.endpoints if not one.left), default=0.0)
+        endpoint.turns = max(endpoint.turns, fewest)
+
+    def _take_on(self, endpoint: Endpoint) -> None:
+        endpoint.index = len(self.endpoints)
+        endpoint.traffic = self._traffic
+        endpoint.unpark = self._unpark
+        self.endpoints.append(endpoint)
+        self._place.append(0)
+        self._parked_until.append(None)
+        self._unpark(endpoint)
+        self._ring = None
 
     def choose(
         self,
@@ -193,8 +240,12 @@ class Router:
 
     def _circle(self) -> Ring:
         if self._ring is None:
-            names = [endpoint.name for endpoint in self.endpoints]
-            self._ring = Ring(names, [endpoint.weight for endpoint in self.endpoints])
+            there = [endpoint for endpoint in self.endpoints if not endpoint.left]
+            self._ring = Ring(
+                [endpoint.name for endpoint in there],
+                [endpoint.weight for endpoint in there],
+                [endpoint.index for endpoint in there],
+            )
         return self._ring
 
     def _end(self, remaining: int | None) -> float:
@@ -210,7 +261,10 @@ class Router:
 
     def _instead_of_waiting(self, late: list[Endpoint], now: float, end: float) -> Endpoint | None:
         soonest = min(late, key=lambda endpoint: endpoint.latest(now))
-        if any(each.calls and not self._too_late(each, now, end) for each in self.endpoints):
+        if any(
+            each.calls and not each.left and not self._too_late(each, now, end)
+            for each in self.endpoints
+        ):
             # The others may stall, and then no call's end would bring the caller back here.
             again = now + max(_LOOK_AGAIN_S, _LOOK_AGAIN * soonest.seconds(now))
             if len(late) > _LOOK_AT_ALL:
@@ -241,11 +295,14 @@ class Router:
     def _wake(self, due: float, index: int) -> None:
         if self._parked_until[index] == due:
             self._parked_until[index] = None
-            if self.endpoints[index].parked:
-                self._unpark(self.endpoints[index])
+            endpoint = self.endpoints[index]
+            if endpoint.parked and not endpoint.left:
+                self._unpark(endpoint)
 
 
 def _usable(endpoint: Endpoint, now: float) -> bool:
+    if endpoint.left or not endpoint.limiter.limit:
+        return False
     return endpoint.breaker.allows(now) and endpoint.rate.ready_at <= now + _SOON_S
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from scaleinfer.backends import Backend, EndpointStatus
-from scaleinfer.errors import ConfigError
+from scaleinfer.errors import ConfigError, Permanent
 
 if TYPE_CHECKING:
     from scaleinfer.fleet._fleet import Fleet
@@ -55,6 +55,11 @@ class FleetBackend(Backend):
         """True while there is no worker yet."""
         return self._fleet.loop is not None and not self._fleet.broker.workers
 
+    @property
+    def waits_for(self) -> str:
+        """What requests wait for; empty if there are workers."""
+        return "starting the workers" if self.starting else ""
+
     def _places(self) -> int:
         return self._fleet.broker.places
 
@@ -69,12 +74,19 @@ class FleetBackend(Backend):
         if request.model is not None and request.model == self.model:
             # Each worker's endpoint may have a name of its own for it.
             request = replace(request, model=None)
-        number, answer = self._fleet.broker.ask(request, job=self._job, priority=self._priority)
+        broker, number = self._fleet.broker, None
         try:
+            number, answer = broker.ask(request, job=self._job, priority=self._priority)
             return await answer
         except asyncio.CancelledError:
-            self._fleet.broker.withdraw(number)
+            if number is not None:
+                broker.withdraw(number)
             raise
+        except ConfigError as error:
+            # Of the fleet, not of this request: no other can do better.
+            raise Permanent(
+                error.message, endpoint=self.endpoint, fatal=True, hint=error.hint
+            ) from error
 
     async def check(self) -> EndpointStatus:
         """Return whether there are workers."""

@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -45,7 +47,10 @@ def run_worker(spec: str) -> str:
     Raises:
         ScaleInferError: It could not work, or lost its coordinator; the message names the node.
     """
-    return run(_worker(WorkerSpec.from_json(spec)))
+    read = WorkerSpec.from_json(spec)
+    # Every worker has a name of its own, and its log has it too.
+    name = read.name or f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    return run(_worker(replace(read, name=name)))
 
 
 async def _worker(spec: WorkerSpec) -> str:
@@ -99,9 +104,7 @@ def _signals(stop: Callable[[], None]) -> Any:
 def _write_log(spec: WorkerSpec) -> None:
     handlers: list[logging.Handler] | None = None
     if spec.log:
-        path = spec.log.format(
-            name=spec.name or f"{socket.gethostname()}-{os.getpid()}", node=socket.gethostname()
-        )
+        path = spec.log.format(name=spec.name, node=socket.gethostname())
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         handlers = [logging.FileHandler(path)]
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=handlers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import shutil
 import socket
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from scaleinfer.fleet._client import RemoteBroker
     from scaleinfer.fleet._launch import Launcher
+    from scaleinfer.fleet._spec import WorkerSpec
     from scaleinfer.fleet._status import FleetStatus
     from scaleinfer.fleet.coordinator import Coordinator
 
@@ -45,10 +47,8 @@ log = logging.getLogger(__name__)
 class Fleet:
     """Workers on nodes that maps share.
 
-    ```python
-    async with Fleet.local(4, backend="local") as fleet:
-        results = await parallel_map(items, prompt_fn, fleet=fleet)
-    ```
+        async with Fleet.local(4, backend="local") as fleet:
+            results = await parallel_map(items, prompt_fn, fleet=fleet)
 
     Made by `Fleet.local`, `parsl`, `slurm`, `pbs`, `globus_compute` or `attach`. Opened with
     `async with`, which returns as soon as the coordinator listens: maps wait for the workers.
@@ -415,6 +415,18 @@ class Fleet:
         """
         return self.broker.status()
 
+    async def watch(self, *, every: float = 1.0) -> None:
+        """Show where the fleet stands, in terminal or notebook, until it is closed.
+
+            watching = asyncio.create_task(fleet.watch())
+
+        Args:
+            every: Seconds between two looks.
+        """
+        from scaleinfer.fleet._live import watch
+
+        await watch(self.status, every=every)
+
     async def ready(self, workers: int = 1, *, timeout: float | None = None) -> None:
         """Wait until so many workers are there.
 
@@ -461,6 +473,7 @@ class Fleet:
             )
         name = "" if self._host == _HERE else str(self.folder / "{name}.log")
         spec = replace(self._spec, exchange=text, coordinator=agent, log=name)
+        _write_spec(spec, self.folder / "worker.json")
         self._launcher = self._launcher_of(self.folder)
         self._keeper = Keeper(self._launcher, broker, self._scaling, spec, self.folder, self._said)
         self._keeping = asyncio.create_task(self._keeper.run())
@@ -540,6 +553,12 @@ class Fleet:
         told = self._options.get("on_event")
         if told is not None:
             told(what)
+
+
+def _write_spec(spec: WorkerSpec, path: Path) -> None:
+    """Let the user attach to the fleet, or start a worker by hand; it holds the secret."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(spec.to_json())
 
 
 def _seen(address: str | None) -> str:

@@ -12,12 +12,10 @@ any moment. Four rules keep every task in one place and no answer counted twice:
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+from statistics import median
 
 __all__ = ["Grant", "LeaseStatistics", "LeaseTable", "WorkerStatistics"]
 
@@ -26,7 +24,15 @@ _LATE = 3.0
 """A task out for so many times the usual may be asked a second time, if a worker is idle."""
 _SILENT = 3
 """Messages that did not come, after which a worker's tasks may be asked a second time."""
-_USUAL_MEMORY = 50
+_MEMORY = 256
+"""Answers whose median is the usual time; a mean would be moved by the few of a slow worker,
+which are the ones to tell apart."""
+_OWN_MEMORY = 8
+_WORTH = 2.0
+"""A task whose worker will take so many times the usual for the rest of it may be asked a second
+time."""
+_LOOK_AGAIN = 0.2
+"""Part of an interval after which late tasks are looked for again; it means to look at all."""
 _LAG = 3.0
 
 
@@ -107,7 +113,7 @@ class _Task:
 class _Worker:
     __slots__ = (
         "answered", "drop", "granted", "last", "leases", "recalled", "room", "seen", "told",
-        "unbegun",
+        "unbegun", "usual",
     )  # fmt: skip
 
     def __init__(self, now: float) -> None:
@@ -117,6 +123,7 @@ class _Worker:
         self.recalled = 0
         self.told = 0
         self.answered = 0
+        self.usual = 0.0
         self.last = -1
         self.leases: dict[int, int] = {}
         self.drop: list[int] = []
@@ -151,7 +158,10 @@ class LeaseTable:
         self._next = 0
         self._queued = self._room = 0
         self._answered = self._doubled = self._requeued = self._copies = self._lost = 0
-        self._usual = 0.0
+        self._times: deque[float] = deque(maxlen=_MEMORY)
+        self._usual = math.inf
+        self._late_at = -math.inf
+        self._late_tasks: list[tuple[int, str]] = []
         self._looked: float | None = None
 
     # -- tasks -----------------------------------------------------------------------------
@@ -188,8 +198,8 @@ class LeaseTable:
         holder = self._workers.get(worker)
         if holder is not None:
             holder.answered += 1
-        if worker in task.holders:
-            self._took(now - task.since)
+            if worker in task.holders:
+                self._took(now - task.since, holder if len(task.holders) == 1 else None)
         self._answered += 1
         if not task.holders:
             # Its worker was given up, and nobody else has it yet.
@@ -415,9 +425,11 @@ class LeaseTable:
             if holder is not None and worker != but:
                 holder.drop.append(number)
 
-    def _took(self, seconds: float) -> None:
-        part = 1 / min(self._answered + 1, _USUAL_MEMORY)
-        self._usual += part * (seconds - self._usual)
+    def _took(self, seconds: float, alone: _Worker | None) -> None:
+        self._times.append(seconds)
+        if alone is not None:
+            part = 1 / min(alone.answered, _OWN_MEMORY)
+            alone.usual += part * (seconds - alone.usual)
 
     def _at_the_end(
         self, worker: str, holder: _Worker, grant: Grant, want: int, now: float
@@ -431,31 +443,45 @@ class LeaseTable:
             return
         if holder.unbegun or len(holder.leases) > holder.room // 2:
             return
-        for number in self._late(worker, now):
-            if want <= 0 or self._copies >= 1 + self._copies_share * self._answered:
+        late = self._late(now)
+        if holder.usual > _WORTH * self._usual:
+            return  # it is the slow one
+        while late and want > 0 and self._copies < 1 + self._copies_share * self._answered:
+            number, of = late[-1]
+            task = self._tasks.get(number)
+            if task is None or of not in task.holders or len(task.holders) > 1:
+                late.pop()
+                continue
+            if of == worker:
                 return
-            task = self._tasks[number]
+            late.pop()
             since = task.since
             grant.leases.append((number, self._lease(worker, number, task, now)))
             task.since = since
             self._copies += 1
             want -= 1
 
-    def _late(self, worker: str, now: float) -> Iterable[int]:
-        """Tasks of others that take much longer than usual, or whose worker is silent."""
+    def _late(self, now: float) -> list[tuple[int, str]]:
+        """Tasks that take much longer than usual, or will, or whose worker is silent.
 
-        def found() -> Iterator[tuple[float, int]]:
-            for name, other in self._workers.items():
-                if name == worker:
-                    continue
-                silent = now - other.seen > 1.0 + _SILENT * self.interval
-                for number in other.leases:
-                    task = self._tasks[number]
-                    out = now - task.since
-                    if len(task.holders) == 1 and (silent or out > _LATE * self._usual > 0):
-                        yield -out, number
-
-        return [number for _, number in sorted(found())]
+        Returns:
+            Each with its worker; the latest last.
+        """
+        if now - self._late_at < _LOOK_AGAIN * self.interval:
+            return self._late_tasks
+        found: list[tuple[float, int, str]] = []
+        usual = self._usual = median(self._times) if self._times else math.inf
+        for name, worker in self._workers.items():
+            silent = now - worker.seen > 1.0 + _SILENT * self.interval
+            for number in worker.leases:
+                task = self._tasks[number]
+                out = now - task.since
+                late = out > _LATE * usual > 0 or worker.usual - out > _WORTH * usual
+                if len(task.holders) == 1 and (silent or late):
+                    found.append((out, number, name))
+        self._late_at = now
+        self._late_tasks = [(number, name) for _, number, name in sorted(found)]
+        return self._late_tasks
 
 
 def _to_spare(worker: _Worker) -> int:

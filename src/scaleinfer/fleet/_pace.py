@@ -88,12 +88,11 @@ class Pace:
         interval: The same.
     """
 
-    __slots__ = ("_answered", "_rate", "_sent", "interval")
+    __slots__ = ("_rate", "_sent", "interval")
 
     def __init__(self, interval: float = _SHORTEST) -> None:
         self.interval = interval
         self._sent = -math.inf
-        self._answered = 0
         self._rate = 0.0
 
     def due(self, *, starving: bool) -> float:

@@ -22,9 +22,7 @@ class Coordinator(Agent):
     `Fleet` runs one beside the maps that use it. Under a `Manager` of your own, launch one like
     any agent, give its handle to the workers, and map over it with `Fleet.of(handle)`:
 
-    ```python
-    coordinator = await manager.launch(Coordinator, args=("screening",))
-    ```
+        coordinator = await manager.launch(Coordinator, args=("screening",))
 
     Everything it is told and tells is JSON. Run it with
     `RuntimeConfig(allowed_deserializers={SerializationStrategy.JSON})`, so that nothing that an

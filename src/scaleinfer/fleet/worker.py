@@ -51,9 +51,7 @@ class InferenceWorker(Agent):
 
     Under a `Manager` of your own, give it the coordinator's handle:
 
-    ```python
-    await manager.launch(InferenceWorker, args=(coordinator,), kwargs={"backend": "local"})
-    ```
+        await manager.launch(InferenceWorker, args=(coordinator,), kwargs={"backend": "local"})
 
     Args:
         coordinator: The coordinator's handle; `None` to look for one of the fleet.
@@ -243,7 +241,8 @@ class InferenceWorker(Agent):
         return WorkerLost(
             f"the worker {self._station.name} on {self._station.facts.node} has heard nothing of a "
             f"coordinator of the fleet {spec.fleet!r} for {silent:.0f} s and ends.",
-            hint="Is the exchange the same on both sides, and does the client still run?",
+            hint="Is the exchange the same on both sides, is the secret the fleet's, and does the "
+            "client still run?",
         )
 
     async def _until_due(self, shutdown: asyncio.Event) -> None:

@@ -7,6 +7,7 @@ One process writes a journal at a time. It works on network file systems too.
 
 from __future__ import annotations
 
+from scaleinfer.journal._batches import BatchEvent, BatchMember, OpenBatch, pack_members
 from scaleinfer.journal._format import Manifest
 from scaleinfer.journal._journal import Journal
 from scaleinfer.journal._read import (
@@ -23,16 +24,20 @@ from scaleinfer.journal._verify import VerifyReport, verify
 from scaleinfer.journal._writer import JournalStatistics
 
 __all__ = [
+    "BatchEvent",
+    "BatchMember",
     "Claim",
     "Journal",
     "JournalStatistics",
     "Manifest",
+    "OpenBatch",
     "RecoverReport",
     "RunInfo",
     "StoredAttempt",
     "StoredResult",
     "VerifyReport",
     "list_runs",
+    "pack_members",
     "read_attempts",
     "read_results",
     "recover",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "APPLICATION_ID",
+    "BATCHES_SCHEMA",
     "FORMAT",
     "MIGRATIONS",
     "PAGE_SIZE",
@@ -71,6 +72,13 @@ SCHEMA = (
     " key TEXT NOT NULL, error TEXT NOT NULL, digest BLOB NOT NULL)",
 )
 
+BATCHES_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS batches (id INTEGER PRIMARY KEY, run INTEGER NOT NULL,"
+    " token TEXT NOT NULL, event TEXT NOT NULL, batch TEXT NOT NULL, endpoint TEXT NOT NULL,"
+    " noted REAL NOT NULL, members BLOB NOT NULL, digest BLOB NOT NULL)"
+)
+"""Only in journals of runs that used a batch API; others are read by older versions as ever."""
+
 TABLES: dict[str, tuple[str, ...]] = {
     "runs": ("id", "name", "started", "fingerprint", "data", "digest"),
     "run_states": (
@@ -86,13 +94,16 @@ TABLES: dict[str, tuple[str, ...]] = {
         "status", "http_status", "prompt_tokens", "completion_tokens", "error", "digest",
     ),
     "unrendered": ("id", "run", "idx", "key", "error", "digest"),
+    "batches": (
+        "id", "run", "token", "event", "batch", "endpoint", "noted", "members", "digest",
+    ),
 }  # fmt: skip
 """Columns of each table, the row's number first."""
 
-_REAL_COLUMNS = frozenset({"started", "ended", "latency_s"})
+_REAL_COLUMNS = frozenset({"started", "ended", "latency_s", "noted"})
 """SQLite stores a whole number of these as an integer."""
 
-_BYTES_COLUMNS = frozenset({"identity", "digest", "payload"})
+_BYTES_COLUMNS = frozenset({"identity", "digest", "payload", "members"})
 
 
 @dataclass(frozen=True, slots=True)

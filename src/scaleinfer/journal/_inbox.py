@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scaleinfer.errors import JournalError
+    from scaleinfer.journal._batches import BatchEvent
     from scaleinfer.journal._store import Claim
     from scaleinfer.results import Attempt
 
@@ -50,6 +51,7 @@ class Turn:
         holds: Identities whose first occurrence was claimed without a look into the file.
         attempts: Calls that were made.
         unrendered: Items without a prompt.
+        batches: What happened to batches.
         releases: Claims that were given up.
         asks: Claims to be answered.
         records: Results to be written and reported.
@@ -60,6 +62,7 @@ class Turn:
     holds: list[bytes] = field(default_factory=list)
     attempts: list[tuple[Claim, Attempt]] = field(default_factory=list)
     unrendered: list[Unrendered] = field(default_factory=list)
+    batches: list[BatchEvent] = field(default_factory=list)
     releases: list[Claim] = field(default_factory=list)
     asks: list[Ask] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
@@ -73,12 +76,12 @@ class Inbox:
     Attributes:
         asleep: True while the thread sleeps until it is rung for. Who appends to `asks`,
             `records`, `flushes` or `closes` calls `ring` then; the rest can wait.
-        holds, attempts, unrendered, releases, asks, records, flushes: As in `Turn`.
+        holds, attempts, unrendered, batches, releases, asks, records, flushes: As in `Turn`.
         closes: The end of the run; at most one.
     """
 
     __slots__ = (
-        "_bell", "asks", "asleep", "attempts", "closes", "flushes", "holds", "records",
+        "_bell", "asks", "asleep", "attempts", "batches", "closes", "flushes", "holds", "records",
         "releases", "unrendered",
     )  # fmt: skip
 
@@ -87,6 +90,7 @@ class Inbox:
         self.holds: list[bytes] = []
         self.attempts: list[tuple[Claim, Attempt]] = []
         self.unrendered: list[Unrendered] = []
+        self.batches: list[BatchEvent] = []
         self.releases: list[Claim] = []
         self.asks: list[Ask] = []
         self.records: list[Record] = []
@@ -128,8 +132,9 @@ class Inbox:
         close = self.closes.pop() if self.closes else None
         flushes, records, asks = _all(self.flushes), _all(self.records), _all(self.asks)
         releases, unrendered = _all(self.releases), _all(self.unrendered)
+        batches = _all(self.batches)
         attempts, holds = _all(self.attempts), _all(self.holds)
-        return Turn(holds, attempts, unrendered, releases, asks, records, flushes, close)
+        return Turn(holds, attempts, unrendered, batches, releases, asks, records, flushes, close)
 
 
 def _all(items: list[T]) -> list[T]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable
 
+    from scaleinfer.journal._batches import BatchEvent
     from scaleinfer.journal._format import Manifest
     from scaleinfer.journal._lock import Holder
     from scaleinfer.journal._pages import Header
@@ -52,11 +53,13 @@ class Journal:
     Attributes:
         path: The journal's file, links resolved.
         run: This run's number in the journal.
+        open_batches: Batches that earlier runs left at a server, oldest first.
     """
 
-    def __init__(self, path: str, run: int, writer: Writer, seen: Seen | None) -> None:
+    def __init__(self, path: str, store: Store, writer: Writer, seen: Seen | None) -> None:
         self.path = path
-        self.run = run
+        self.run = store.run
+        self.open_batches = store.open_batches
         self._writer = writer
         self._inbox = writer.inbox
         self._seen = seen
@@ -103,7 +106,7 @@ class Journal:
             if isinstance(error, Exception):
                 raise translate(error, real) from error
             raise
-        return cls(real, store.run, writer, Seen() if fresh else None)
+        return cls(real, store, writer, Seen() if fresh else None)
 
     async def claim(self, identity: bytes, *, key: str, question: str = "", index: int) -> Claim:
         """Take hold of an item's row, and of its answer if there is one.
@@ -210,6 +213,16 @@ class Journal:
         """Note an item for which this run has no prompt; it lands with one of the next commits."""
         self._check()
         self._inbox.unrendered.append((index, storable(key), error))
+
+    async def note_batch(self, event: BatchEvent) -> None:
+        """Write down what happened to a batch, and return when that is on disk.
+
+        Raises:
+            JournalError: It could not be written.
+        """
+        self._check()
+        self._inbox.batches.append(event)
+        await self.flush()
 
     async def flush(self) -> None:
         """Return when everything handed over so far is on disk.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from scaleinfer.errors import JournalError
 from scaleinfer.journal._database import connect_writer, create, inspect, translate
 from scaleinfer.journal._format import (
+    BATCHES_SCHEMA,
     PAGE_SIZE,
     TABLES,
     ResultRow,
@@ -44,6 +45,7 @@ class RecoverReport:
         results: Results that were salvaged.
         attempts: Attempts that were salvaged.
         unrendered: Items without a prompt that were salvaged.
+        batches: Notes on batches that were salvaged.
         runs: Runs whose manifest was salvaged.
         lost: Results that were recorded and are not in the new journal; `None` if the damage has
             taken the count too.
@@ -55,6 +57,7 @@ class RecoverReport:
     results: int = 0
     attempts: int = 0
     unrendered: int = 0
+    batches: int = 0
     runs: int = 0
     lost: int | None = None
     intact: bool = False
@@ -116,6 +119,7 @@ def _fill(connection: sqlite3.Connection, source: str, report: RecoverReport) ->
     highest = 0
     batches: dict[str, list[tuple[Any, ...]]] = {table: [] for table in TABLES}
     connection.execute("BEGIN IMMEDIATE")
+    connection.execute(BATCHES_SCHEMA)
     for table, row in _salvage(source):
         if table == "results":
             highest = max(highest, row[0])
@@ -124,7 +128,7 @@ def _fill(connection: sqlite3.Connection, source: str, report: RecoverReport) ->
             _insert(connection, table, batches[table])
     for table, rows in batches.items():
         _insert(connection, table, rows)
-    for table in ("results", "attempts", "unrendered", "runs"):
+    for table in ("results", "attempts", "unrendered", "runs", "batches"):
         count = connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
         setattr(report, table, count)
     promised, states = connection.execute(

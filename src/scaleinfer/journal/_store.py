@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from scaleinfer.journal._batches import open_batches
 from scaleinfer.journal._format import (
+    BATCHES_SCHEMA,
     PAGE_SIZE,
     TABLES,
     Manifest,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterable, Sequence
 
+    from scaleinfer.journal._batches import BatchEvent, OpenBatch
     from scaleinfer.results import Attempt
 
 __all__ = ["RESULT_COLUMNS", "Claim", "Store", "insert_many"]
@@ -91,6 +94,7 @@ class Store:
         connection: Opened by `connect_writer`.
         run: This run's number.
         tally: What the run has recorded.
+        open_batches: Batches that earlier runs left at a server.
         log_bytes: Roughly what went into the write-ahead log since it was last emptied; a row
             changes about one page of the index and its share of the table.
     """
@@ -99,12 +103,14 @@ class Store:
     run: int
     tally: Tally
     log_bytes: int = 0
+    open_batches: tuple[OpenBatch, ...] = ()
     _outstanding: Outstanding = field(default_factory=Outstanding)
     _cursors: OrderedDict[bytes, int] = field(default_factory=OrderedDict)
     _results: list[tuple[Any, ...]] = field(default_factory=list)
     _attempts: list[tuple[Any, ...]] = field(default_factory=list)
     _places: list[tuple[Any, ...]] = field(default_factory=list)
     _unrendered: list[tuple[Any, ...]] = field(default_factory=list)
+    _batches: list[tuple[Any, ...]] = field(default_factory=list)
     _settled: list[tuple[bytes, int]] = field(default_factory=list)
 
     @classmethod
@@ -125,6 +131,7 @@ class Store:
             _mark_killed(connection, killed)
         insert_many(connection, "runs", [(*values, row_digest("runs", values))])
         store.save_state("running", None, {})
+        store.open_batches = open_batches(connection)
         connection.execute("COMMIT")
         return store
 
@@ -136,7 +143,10 @@ class Store:
     @property
     def pending(self) -> int:
         """Rows that wait for the next commit."""
-        return len(self._results) + len(self._attempts) + len(self._places) + len(self._unrendered)
+        return (
+            len(self._results) + len(self._attempts) + len(self._places) + len(self._unrendered)
+            + len(self._batches)
+        )  # fmt: skip
 
     def claim(self, claims: Sequence[Claim]) -> None:
         """Give each claim its occurrence and, if there is one, the stored answer."""
@@ -257,6 +267,14 @@ class Store:
         self._unrendered.append((*values, row_digest("unrendered", values)))
         self.tally.unrendered += 1
 
+    def note_batch(self, event: BatchEvent) -> None:
+        """Hold what happened to a batch for the next commit."""
+        values = (
+            self.run, storable(event.token), event.event, storable(event.batch),
+            _clean_endpoint(event.endpoint), float(event.noted), event.members,
+        )  # fmt: skip
+        self._batches.append((*values, row_digest("batches", values)))
+
     def release(self, claim: Claim) -> None:
         """Give a claim back; the next of its identity gets its occurrence."""
         if claim.stored is None and self._outstanding.remove(claim.identity, claim.occurrence):
@@ -277,6 +295,9 @@ class Store:
         insert_many(connection, "results", self._results, tail=_UPSERT)
         insert_many(connection, "attempts", self._attempts)
         insert_many(connection, "unrendered", self._unrendered)
+        if self._batches:
+            connection.execute(BATCHES_SCHEMA)
+            insert_many(connection, "batches", self._batches)
         if self._places:
             connection.executemany(
                 "UPDATE results SET run=?, idx=?, key=?, question=?, digest=?, place=? WHERE id=?",
@@ -286,15 +307,18 @@ class Store:
         self.save_state(state, None if state == "running" else time.time(), counts or {})
         connection.execute("COMMIT")
         self._note_written()
-        for held in (self._results, self._attempts, self._places, self._unrendered, self._settled):
+        for held in (
+            self._results, self._attempts, self._places, self._unrendered, self._batches,
+            self._settled,
+        ):  # fmt: skip
             held.clear()
         return written
 
     def _note_written(self) -> None:
         """Count what went into the log and take what is on disk from the claims that are out."""
         results, places, out = self._results, self._places, self._outstanding
-        sizes = sum(len(row[7]) for row in results)
-        small = len(self._attempts) + len(self._unrendered)
+        sizes = sum(len(row[7]) for row in results) + sum(len(row[6]) for row in self._batches)
+        small = len(self._attempts) + len(self._unrendered) + len(self._batches)
         changed = len(results) + len(places)
         self.log_bytes += changed * PAGE_SIZE + sizes + small * _SMALL_ROW
         out.remove_first([row[0] for row in results if row[1] == 0])

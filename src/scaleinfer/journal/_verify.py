@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from scaleinfer.errors import JournalError
+from scaleinfer.journal._batches import has_batches
 from scaleinfer.journal._format import TABLES, as_result, is_intact
 from scaleinfer.journal._read import reading
 
@@ -28,6 +29,7 @@ class VerifyReport:
         results: Results that are intact.
         attempts: Attempts that are intact.
         unrendered: Items without a prompt that are intact.
+        batches: Notes on batches that are intact.
         runs: Runs that are intact.
         problems: What is wrong, each naming its row; at most 1,000.
     """
@@ -36,6 +38,7 @@ class VerifyReport:
     results: int = 0
     attempts: int = 0
     unrendered: int = 0
+    batches: int = 0
     runs: int = 0
     problems: list[str] = field(default_factory=list)
 
@@ -62,7 +65,8 @@ def verify(path: str | os.PathLike[str]) -> VerifyReport:
                 if line != b"ok":
                     _note(report, f"SQLite: {line.decode(errors='replace')}")
             for table in TABLES:
-                _check_table(connection, table, report)
+                if table != "batches" or has_batches(connection):
+                    _check_table(connection, table, report)
             _check_counts(connection, report)
     except JournalError as error:
         if error.reason != "damaged":

@@ -159,6 +159,8 @@ class Writer(threading.Thread):
             store.attempt(claim, attempt)
         for index, key, error in turn.unrendered:
             store.unrendered(index, key, error)
+        for event in turn.batches:
+            store.note_batch(event)
         for claim in turn.releases:
             store.release(claim)
 

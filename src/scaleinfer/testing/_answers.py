@@ -11,6 +11,7 @@ import orjson
 
 from scaleinfer.testing import _refusals
 from scaleinfer.testing._chance import draw
+from scaleinfer.testing._embeddings import embeddings_body
 from scaleinfer.testing._schema import UnsupportedSchemaError, generate
 from scaleinfer.testing._view import CHARACTERS_PER_TOKEN, count_tokens
 
@@ -62,6 +63,8 @@ def answer(view: RequestView, settings: Settings) -> list[Choice]:
     Raises:
         Refusal: The request asks for what this server does not do.
     """
+    if view.embedding:
+        return [Choice("", "stop", {}) for _ in view.prompts]
     body = view.body
     schema = None if body.keys().isdisjoint(_SCHEMA_FIELDS) else _schema_of(body)
     if schema is not None and settings.json_schema in _OFF:
@@ -150,6 +153,8 @@ def usage_of(view: RequestView, choices: list[Choice]) -> dict[str, Any]:
 
 def body_of(envelope: Envelope, choices: list[Choice], view: RequestView) -> dict[str, Any]:
     """Return the body of an answer that is not streamed."""
+    if view.embedding:
+        return embeddings_body(envelope, view, empty=not choices)
     chat = view.chat
     make = _chat_choice if chat else _plain_choice
     return {

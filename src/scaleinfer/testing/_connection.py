@@ -287,8 +287,9 @@ class Connection(asyncio.Protocol):
         if self._parser.should_upgrade():
             return  # to be refused when the parser raises
         method = self._parser.get_method().decode()
-        path = self._url.partition(b"?")[0].decode("latin-1")
+        path, _, query = self._url.decode("latin-1").partition("?")
         head = Head(method, path, self._headers, keep_alive=self._parser.should_keep_alive())
+        head.query = query
         body = b"".join(self._body)
         if whole_head and head.headers.get("content-length") == str(len(body)):
             self._remember(whole_head, head, len(body))

@@ -23,6 +23,7 @@ class Head:
     Attributes:
         method: `POST`, `GET`, ...
         path: Without the query.
+        query: What came after the path's question mark.
         headers: By name in lower case, without secrets.
         kept: The same for the ledger: without the body's length.
         authorization: Value of the Authorization header; never kept elsewhere.
@@ -30,7 +31,9 @@ class Head:
         keep_alive: False if the connection is to be closed after the answer.
     """
 
-    __slots__ = ("authorization", "client", "headers", "keep_alive", "kept", "method", "path")
+    __slots__ = (
+        "authorization", "client", "headers", "keep_alive", "kept", "method", "path", "query",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class Head:
         texts = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
         self.method = method
         self.path = path
+        self.query = ""
         self.authorization = texts.get("authorization")
         self.client = texts.get("x-client", "")
         self.headers = {k: v for k, v in texts.items() if k not in SECRET_HEADERS}

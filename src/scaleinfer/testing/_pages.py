@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMPLETIONS", "authorised", "is_own", "page"]
 
-COMPLETIONS = frozenset({"/v1/chat/completions", "/v1/completions"})
+COMPLETIONS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
 
 
 def is_own(path: str) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Unpack
 
+    from scaleinfer.testing._batch_settings import BatchApi
     from scaleinfer.testing._batching_settings import Batching
     from scaleinfer.testing._changes import What
     from scaleinfer.testing._connection import Listener
@@ -31,8 +32,8 @@ class SimulatedServer:
     """An OpenAI-compatible server with latency and faults by script, and a truth ledger.
 
     It listens on 127.0.0.1 and serves `/v1/chat/completions`, `/v1/completions`,
-    `/v1/models`, `/health`, `/metrics` and `/ledger`. Nothing about it depends on luck or on the
-    order of arrival: the same seed, prompt and attempt give the same answer, latency and fault.
+    `/v1/embeddings`, `/v1/models`, `/health`, `/metrics` and `/ledger`. Nothing about it depends
+    on luck or on the order of arrival: the same seed, prompt and attempt give the same answer, latency and fault.
 
     ```python
     import asyncio
@@ -63,6 +64,9 @@ class SimulatedServer:
 
     **Tokens** are not a real tokenizer's: one for every four characters begun, of the messages'
     texts (or prompts) and of the answers.
+
+    **Embeddings** are made of the text alone, 64 numbers or as many as `dimensions` says; the
+    ledger files each text of a call by itself.
 
     **Prompts.** The ledger files a request under its last user message. A later turn of a
     conversation whose first turn was asked here (a repair, a tool's result) is filed under that
@@ -109,6 +113,8 @@ class SimulatedServer:
         rate_limit_headers: Send OpenAI's `x-ratelimit-*` headers with every answer.
         max_waiting: How many may wait; the next ones are answered 503.
         changes: How all this changes with time, see `Change`.
+        batches: Serve `/v1/files` and `/v1/batches` too, see `BatchApi`. `None`: 404, as of a
+            `vllm serve`.
 
     Raises:
         ConfigError: A value that cannot be.
@@ -144,6 +150,7 @@ class SimulatedServer:
         rate_limit_headers: bool = False,
         max_waiting: int | None = None,
         changes: Sequence[Change] = (),
+        batches: BatchApi | None = None,
     ) -> None:
         self.settings = Settings(
             latency=latency,
@@ -173,6 +180,7 @@ class SimulatedServer:
             rate_limit_headers=rate_limit_headers,
             max_waiting=max_waiting,
             changes=tuple(changes),
+            batches=batches,
         )
         self.ledger = Ledger(ledger)
         self._listener: Listener | None = None
@@ -236,12 +244,15 @@ class SimulatedServer:
 
         if self._listener is not None:
             raise ConfigError("This simulated server runs already.")
-        epoch = time.time() - time.monotonic()
-        listener = Listener(Service(self.settings, self.ledger, epoch=epoch))
+        listener = Listener(self._service())
         await listener.open(self.settings.port)
         if control:
             await listener.open_control()
         self._listener = listener
+
+    def _service(self) -> Service:
+        epoch = time.time() - time.monotonic()
+        return Service(self.settings, self.ledger, epoch=epoch)
 
     async def aclose(self) -> None:
         """Stop serving; connections are cut, whatever is in flight. The ledger stays."""

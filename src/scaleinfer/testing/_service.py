@@ -11,10 +11,12 @@ import orjson
 
 from scaleinfer.testing import _refusals
 from scaleinfer.testing._answers import answer
+from scaleinfer.testing._batch_api import BatchService
 from scaleinfer.testing._batched import BatchedJobs
 from scaleinfer.testing._changes import Change, what_of
 from scaleinfer.testing._conditions import Conditions
 from scaleinfer.testing._delivery import End, deliver
+from scaleinfer.testing._embeddings import refuse_embedding
 from scaleinfer.testing._faults import FaultScript
 from scaleinfer.testing._job import WAKE_UP, Job
 from scaleinfer.testing._load import Load
@@ -36,7 +38,8 @@ _KNOWN_FIELDS = frozenset({
     "messages", "prompt", "model", "stream", "stream_options", "n", "max_tokens",
     "max_completion_tokens", "temperature", "top_p", "seed", "stop", "logprobs", "top_logprobs",
     "tools", "tool_choice", "parallel_tool_calls", "response_format", "presence_penalty",
-    "frequency_penalty", "logit_bias", "user", "structured_outputs", "guided_json",
+    "frequency_penalty", "logit_bias", "user", "structured_outputs", "guided_json", "input",
+    "encoding_format", "dimensions",
 })  # fmt: skip
 
 
@@ -66,6 +69,9 @@ class Service:
         self._next_change = math.inf
         self._hangs = False
         self._held: list[Job] = []
+        self._offline: BatchService | None = None
+        if settings.batches is not None:
+            self._offline = BatchService(settings.batches, settings, ledger, epoch=epoch)
         self._batch: BatchedJobs | None = None
         if settings.batching is not None:
             self._batch = BatchedJobs(settings, self.timers, self.conditions, self._responder)
@@ -213,12 +219,14 @@ class Service:
         settings = self.settings
         if settings.api_key is not None and not authorised(request, settings):
             return _refusals.wrong_key(request.authorization is not None)
-        what = "messages" if view.chat else "prompt"
+        what = "messages" if view.chat else "input" if view.embedding else "prompt"
         if what not in view.body:
             return Refusal(HTTPStatus.BAD_REQUEST, f"Missing field: {what}.", param=what)
         if view.model and view.model not in settings.models:
             return _refusals.unknown_model(view.model)
         limit = settings.max_prompt_tokens
+        if view.embedding:
+            return refuse_embedding(view, limit)
         if limit is not None and (tokens := view.prompt_tokens) > limit:
             return _refusals.too_long(limit, tokens, chat=view.chat)
         return None
@@ -341,6 +349,19 @@ class Service:
 
     # Everything else.
 
+    def _page(self, head: Head, data: bytes, now: float) -> tuple[str, bytes]:
+        """Return the content type and body of what is no completion.
+
+        Raises:
+            Refusal: It is answered with an error.
+        """
+        offline = self._offline
+        if offline is not None:
+            if offline.serves(head.path):
+                return offline.answer(head, data, now)
+            offline.advance(now)  # so that the ledger shows what was done by now
+        return page(head, self.settings, self.ledger, self.load)
+
     def _arrive_other(
         self, head: Head, data: bytes, client: Any, now: float, elapsed: float
     ) -> Job:
@@ -366,7 +387,7 @@ class Service:
         try:
             if head.path == "/control" and head.method == "POST":
                 self.change(what_of(data), now)
-            kind, body = page(head, self.settings, self.ledger, self.load)
+            kind, body = self._page(head, data, now)
             job.delivery = deliver(
                 HTTPStatus.OK, body, keep_alive=job.keep_alive, fault=fault, content_type=kind
             )

@@ -10,6 +10,7 @@ from scaleinfer.errors import ConfigError
 from scaleinfer.testing._view import RequestView
 
 if TYPE_CHECKING:
+    from scaleinfer.testing._batch_settings import BatchApi
     from scaleinfer.testing._batching_settings import Batching
     from scaleinfer.testing._changes import Change
     from scaleinfer.testing._faults import Fault
@@ -65,6 +66,7 @@ class Settings:
     rate_limit_headers: bool = False
     max_waiting: int | None = None
     changes: tuple[Change, ...] = ()
+    batches: BatchApi | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.latency, tuple):

@@ -27,9 +27,9 @@ class RequestView:
     """One request for a completion, as `latency=`, `answer=` and `match=` callables get it.
 
     Attributes:
-        path: `/v1/chat/completions` or `/v1/completions`.
+        path: `/v1/chat/completions`, `/v1/completions` or `/v1/embeddings`.
         body: The request's JSON.
-        prompts: The prompt; several if `/v1/completions` got a list.
+        prompts: The prompt, or text to be embedded; several if a list came.
         attempt: 1 if this prompt is asked for the first time.
         elapsed: Seconds since the server's first request.
         headers: Names in lower case; secrets (`Authorization`, ...) are left out.
@@ -38,12 +38,13 @@ class RequestView:
         messages: The chat messages; empty for a plain completion.
         model: The model that was asked for; empty if none was named.
         chat: True for a chat completion.
+        embedding: True for texts to be embedded.
         stream: True if the answer is to come as server-sent events.
     """
 
     __slots__ = (
-        "attempt", "body", "chat", "choice", "elapsed", "headers", "messages", "model", "path",
-        "prompts", "stream", "text",
+        "attempt", "body", "chat", "choice", "elapsed", "embedding", "headers", "messages", "model",
+        "path", "prompts", "stream", "text",
     )  # fmt: skip
 
     def __init__(
@@ -65,9 +66,10 @@ class RequestView:
         self.choice = 0
         self.text = ""
         self.chat = path == "/v1/chat/completions"
+        self.embedding = path == "/v1/embeddings"
         self.messages: list[dict[str, Any]] = _messages_of(body) if self.chat else []
         self.model = str(body.get("model") or "")
-        self.stream = bool(body.get("stream"))
+        self.stream = bool(body.get("stream")) and not self.embedding
 
     @property
     def prompt(self) -> str:
@@ -116,7 +118,7 @@ def find_prompts(view: RequestView, known: Callable[[str], bool]) -> tuple[str, 
     """
     if view.chat:
         return (_chat_prompt(view.messages, known),)
-    prompt = view.body.get("prompt", "")
+    prompt = view.body.get("input" if view.embedding else "prompt", "")
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
         return tuple(map(_plain_prompt, prompt))
     return (_plain_prompt(prompt),)

@@ -38,11 +38,19 @@ __all__ = [
     "Mapping",
     "counts",
     "schedule",
+    "until",
 ]
 
 T = TypeVar("T")
 _PATIENCE_S = 60.0
 Kind = Literal["worker", "server", "partition", "job", "exchange"]
+
+
+async def until(what: Callable[[], object], seconds: float = 90.0) -> None:
+    """Wait for what other processes do."""
+    async with asyncio.timeout(seconds):
+        while not what():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.1)
 
 
 # -- what arrived ------------------------------------------------------------------------------
@@ -100,14 +108,17 @@ class Arrivals:
         pids = [int(path.name.rpartition("-")[2]) for path in self.folder.iterdir()]
         return sorted(pid for pid in pids if is_alive(pid))
 
+    def busy(self, seconds: float) -> set[str]:
+        """Return the nodes at which something arrived within the last seconds."""
+        return {one.node for one in self.all() if one.at > time.time() - seconds}
+
     def asked_again(self, since: float) -> float | None:
-        """Return the seconds until the first item that had been asked before was asked again."""
-        before: set[str] = set()
+        """Return the seconds until an item was asked that had been asked before."""
+        seen: set[str] = set()
         for one in self.all():
-            if one.at <= since:
-                before.add(one.prompt)
-            elif one.prompt in before:
+            if one.at > since and one.prompt in seen:
                 return one.at - since
+            seen.add(one.prompt)
         return None
 
 
@@ -221,6 +232,7 @@ class Chaos:
     exchange: Service | None = None
     said: Callable[[str], None] = print
     done: list[tuple[Fault, float]] = field(default_factory=list)
+    _restarting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self, faults: Sequence[Fault]) -> None:
         """Do them all at their times, and undo what can be undone, also when cancelled."""
@@ -272,11 +284,12 @@ class Chaos:
 
     async def _exchange(self, fault: Fault) -> str:
         assert self.exchange is not None
-        self.exchange.kill()
-        try:
-            await asyncio.sleep(fault.lasts)
-        finally:
-            await asyncio.shield(asyncio.to_thread(self.exchange.start))
+        async with self._restarting:
+            self.exchange.kill()
+            try:
+                await asyncio.sleep(fault.lasts)
+            finally:
+                await asyncio.shield(asyncio.to_thread(self.exchange.start))
         return "restarted"
 
 

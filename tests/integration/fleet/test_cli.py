@@ -183,13 +183,10 @@ async def test_attach_follows_a_fleet_until_it_ends(
         assert told["workers"][0]["facts"]["pid"] == fleet.status().workers[0].facts.pid
         line = await lines.until("hand: ")
         assert "1 worker on 1 node" in line
-        stopped = await start("runs", "attach", *where)
-        await stopped.until("hand: ")
-        stopped.process.send_signal(signal.SIGINT)
-        assert (await stopped.ended())[0] == 0
-    for view in (lines, objects):
-        code, _, err = await view.ended()
-        assert (code, err) == (0, "The fleet hand has ended.\n")
+        objects.process.send_signal(signal.SIGINT)
+        assert (await objects.ended())[0] == 0
+    code, _, err = await lines.ended()
+    assert (code, err) == (0, "The fleet hand has ended.\n")
 
 
 async def test_nobody_to_attach_to(exchange: str, start: Callable[..., Any]) -> None:

@@ -1,0 +1,500 @@
+"""A map whose questions are answered in batches; what these leave over is asked online."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from scaleinfer._answers import Answer, Keeper, ask, joint_result, rejected, single_result
+from scaleinfer._identity import identity_of, item_key
+from scaleinfer._run import Run, own_key, placed, stored_answer
+from scaleinfer.batch import BatchClient, Row, next_place
+from scaleinfer.errors import AuthError, EndpointError, Permanent, PromptError, SchemaError
+from scaleinfer.results import Attempt, Result
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from scaleinfer._intake import Work
+    from scaleinfer.backends import BatchBackend
+    from scaleinfer.batch import Batch, Landed
+    from scaleinfer.journal import Claim
+    from scaleinfer.prompts import Question
+    from scaleinfer.results import Completion
+
+__all__ = ["BatchPlan", "BatchRun"]
+
+_FEEDERS = 16
+"""Items whose async `prompt_fn` is awaited side by side."""
+_BREATH = 64
+"""Items taken in between two turns of the event loop."""
+_ABANDON_S = 2.0
+
+
+@dataclass(slots=True)
+class BatchPlan:
+    """How a run uses batches.
+
+    Attributes:
+        backend: The endpoint's batch API, open.
+        options: How batches work.
+        attempts: Batches that one question may be in.
+        patience: Seconds for which failures of the server that may pass are followed.
+        deadline: Seconds within which the answers are needed; `None` for no hurry.
+        cancel_after: Seconds after which batches are cancelled; 0 sends no new ones.
+        note: Shows a line to the user.
+    """
+
+    backend: BatchBackend
+    options: Batch
+    attempts: int
+    patience: float
+    deadline: float | None
+    cancel_after: float | None
+    note: Callable[[str], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """An item while some of its questions have no answer."""
+
+    work: Work
+    key: str
+    single: bool
+    missing: int
+    answers: dict[str, Answer | None] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """A question of an item: the owner of its row."""
+
+    item: _Item
+    name: str
+    question: Question
+    claim: Claim | None
+    began: float
+    answer: Answer = field(default_factory=Answer)
+    wrong: SchemaError | None = None
+    repairs: int = 0
+
+
+class BatchRun(Run):
+    """One map from its first item to its last result, by batches.
+
+    Takes what `Run` takes, and:
+
+    Args:
+        plan: How batches are used.
+    """
+
+    def __init__(self, *arguments: Any, plan: BatchPlan, ordered: bool, **others: Any) -> None:
+        self._plan = plan
+        self._client: BatchClient | None = None
+        self._pending: dict[int, _Item] = {}
+        self._ready: deque[Result] = deque()
+        self._held: list[tuple[int, Result]] = []
+        self._following = 0
+        self._in_order = ordered
+        self._todo: deque[_Asked] = deque()
+        self._keeps_up = asyncio.Event()
+        self._keeps_up.set()
+        self._lanes = 0
+        self._claimed: set[tuple[bytes, int]] = set()
+        self._occurrences: dict[bytes, int] = {}
+        self._feeders = 0
+        self._began = time.monotonic()
+        super().__init__(*arguments, ordered=False, **others)
+
+    @property
+    def phase(self) -> str:
+        """Where it stands, in words; empty while everything is asked online."""
+        return "" if self._client is None else self._client.phase
+
+    @property
+    def batches(self) -> int:
+        """Batches that this run has submitted."""
+        return 0 if self._client is None else self._client.submitted
+
+    async def results(self) -> AsyncGenerator[Result, None]:
+        """Yield results as they become ready; see `Run.results`."""
+        self._start()
+        try:
+            while self._tasks or self._ready:
+                while self._ready:
+                    yield self._ready.popleft()
+                self._wake.clear()
+                if self._tasks and not self._ready:
+                    await self._wake.wait()
+            while self._held:
+                yield heapq.heappop(self._held)[1]
+        finally:
+            await self._end_lanes()
+            await self._leave()
+        raised = self._raised or self._intake.raised
+        if raised is not None:
+            raise raised
+        if not self.stopped and self.counts.done != self._intake.pulled:
+            raise RuntimeError(  # a defect of ours must not look like a complete run
+                f"{self.counts.done} results for {self._intake.pulled} items: please report this."
+            )
+
+    def grow(self) -> None:
+        """Have as many lanes as are useful for the questions that are asked online."""
+        if self.stopped:
+            return
+        wanted = min(self._engine.lanes, self._lanes + len(self._todo))
+        for _ in range(wanted - self._lanes):
+            self._lanes += 1
+            self._spawn(self._ask_online())
+
+    def tick(self) -> None:
+        """Let the engine look at what is due."""
+        self._engine.tick()
+        self.grow()
+
+    def _start(self) -> None:
+        plan = self._plan
+        self._client = BatchClient(
+            plan.backend,
+            options=plan.options,
+            journal=self._journal,
+            taker=self,
+            note=plan.note,
+            patience=plan.patience,
+            cancel_after=plan.cancel_after,
+        )
+        self._feeders = _FEEDERS if self._intake.waits else 1
+        for _ in range(self._feeders):
+            self._spawn(self._feed(self._client))
+        self._spawn(self._watch(self._client))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._lane_ended)
+
+    async def _leave(self) -> None:
+        """See to what is still at the server; and name the items that have no result."""
+        client = self._client
+        if client is not None and client.unfinished and self.stopped:
+            if self._journal is None:
+                self._plan.note("Cancelling the batches: without a journal nobody can fetch them.")
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(client.abandon(), _ABANDON_S)
+            else:
+                self._plan.note(
+                    f"{client.unfinished} batches go on at {self._plan.backend.endpoint}; the same "
+                    "call picks them up."
+                )
+        self._left += [(index, item.work.item) for index, item in sorted(self._pending.items())]
+        self._pending.clear()
+
+    # In.
+
+    async def _feed(self, client: BatchClient) -> None:
+        """Take items, look into the journal, and put what is to be asked into batches."""
+        taken = 0
+        try:
+            while not self.stopped:
+                await client.room()
+                await self._keeps_up.wait()
+                work = self._intake.take_nowait() or await self._intake.take()
+                if work is None:
+                    break
+                await self._begin(work, client)
+                taken += 1
+                if taken % _BREATH == 0:
+                    await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if not self.stopped:
+                raise
+            return
+        self._feeders -= 1
+        if not self._feeders:
+            client.end_input()
+
+    async def _begin(self, work: Work, client: BatchClient) -> None:
+        # Until it is known to be pending, a stopped run would lose it.
+        item = self._pending[work.index] = _Item(work, "", single=True, missing=0)
+        try:
+            questions = work.questions
+            if work.pending is not None:
+                questions = await self._intake.finish(work)
+            elif questions is None:
+                assert work.error is not None
+                raise work.error
+            own = None if self._key is None else own_key(self._key, work.item)
+            item.key = item_key(own, questions)
+        except PromptError as error:
+            error.index = work.index
+            if self._journal is not None:
+                self._journal.unrendered(index=work.index, key=item.key, error=error.to_dict())
+            self._finish(item, Result(key=item.key, index=work.index, item=work.item, error=error))
+            return
+        item.single = len(questions) == 1 and "" in questions
+        item.missing = len(questions)
+        item.answers = dict.fromkeys(questions)
+        for name, question in questions.items():
+            await self._begin_question(item, own, name, question, client)
+
+    async def _begin_question(
+        self, item: _Item, own: str | None, name: str, question: Question, client: BatchClient
+    ) -> None:
+        journal, index = self._journal, item.work.index
+        identity = identity_of(own, question.request)
+        claim = None
+        if journal is None:
+            occurrence = self._occurrences.get(identity, -1) + 1
+            self._occurrences[identity] = occurrence
+        else:
+            claim = journal.claim_nowait(identity, key=item.key, question=name, index=index)
+            if claim is None:
+                claim = await journal.claim(identity, key=item.key, question=name, index=index)
+            if journal.open_batches:
+                self._claimed.add((identity, claim.occurrence))
+            stored = stored_answer(claim, question)
+            if stored is not None:
+                self._answered(item, name, stored)
+                return
+            occurrence = claim.occurrence
+        asked = _Asked(item, name, question, claim, time.monotonic())
+        row = Row(identity, occurrence, item.key, name, index, question.request, asked)
+        self._send(row, client)
+
+    def _send(self, row: Row, client: BatchClient) -> None:
+        """Put a row into a batch, or ask it online if none can hold it."""
+        try:
+            taken = client.add(row)
+        except PromptError as error:
+            asked: _Asked = row.owner
+            asked.answer.error = error
+            self._settle(asked)
+        else:
+            if not taken:
+                self._ask_later(row)
+
+    # Out: what batches bring.
+
+    async def _watch(self, client: BatchClient) -> None:
+        try:
+            await client.run()
+        except EndpointError as error:
+            # Not from within this task, which `stop` cancels.
+            asyncio.get_running_loop().call_soon(self.stop, str(error), error)
+
+    async def landed(self, rows: list[Landed]) -> None:
+        """Take what became of rows; return when the answers among it are on disk."""
+        client = self._client
+        assert client is not None
+        answered: list[_Asked] = []
+        writing: list[asyncio.Future[None]] = []
+        for one in rows:
+            if one.row is None:
+                await self._keep_orphan(one, writing)
+                continue
+            asked: _Asked = one.row.owner
+            self._take(asked, one)
+            if self._is_final(asked, one, client):
+                answered.append(asked)
+                if self._journal is not None and asked.claim is not None:
+                    ok = asked.answer.error is None
+                    payload = asked.answer.to_payload()
+                    writing.append(self._journal.recorded(asked.claim, payload, ok=ok))
+        if writing:
+            # Not to be cancelled: what is written down is handed over too.
+            task = asyncio.current_task()
+            self._recording.add(task)
+            try:
+                await asyncio.gather(*writing)
+            finally:
+                self._recording.discard(task)
+        for asked in answered:
+            self._settle(asked)
+        if self.stopped:
+            raise asyncio.CancelledError
+
+    def _take(self, asked: _Asked, one: Landed) -> None:
+        """Note a row's answer or failure with the question."""
+        outcome, answer = one.outcome, asked.answer
+        if outcome is None:
+            return
+        answer.attempts += 1
+        answer.latency_s = time.monotonic() - asked.began
+        answer.endpoint = self._plan.backend.endpoint
+        asked.wrong = answer.error = None
+        if isinstance(outcome, EndpointError):
+            answer.error = outcome
+        else:
+            answer.take(outcome)
+            self._validate(asked, outcome)
+        if self._journal is not None and asked.claim is not None:
+            self._journal.attempt(asked.claim, _attempt(answer, outcome))
+
+    @staticmethod
+    def _validate(asked: _Asked, completion: Completion) -> None:
+        schema = asked.question.schema
+        if schema is None or completion.tool_calls:
+            asked.answer.value = completion.text
+            return
+        try:
+            asked.answer.value = schema.parse(completion.text)
+        except SchemaError as error:
+            asked.wrong = error
+
+    def _is_final(self, asked: _Asked, one: Landed, client: BatchClient) -> bool:
+        """Return whether a question has its answer; if not, it is asked again."""
+        row, answer = one.row, asked.answer
+        assert row is not None
+        asked.repairs = row.repairs
+        if asked.wrong is not None:
+            if row.repairs >= self._repairs:
+                assert asked.question.schema is not None
+                cut = answer.finish_reason == "length"
+                name = asked.question.schema.name
+                answer.error = rejected(asked.wrong, name, row.repairs, cut=cut)
+                return True
+        elif one.outcome is not None and (
+            answer.error is None or isinstance(answer.error, Permanent | AuthError)
+        ):
+            return True
+        plan = self._plan
+        left = None
+        if plan.deadline is not None:
+            left = plan.deadline - (time.monotonic() - self._began)
+        place = next_place(
+            sent=row.sent,
+            leftovers=plan.options.leftovers,
+            attempts=plan.attempts,
+            time_left=left,
+            window_s=plan.backend.limits.window_s,
+        )
+        if place == "online" or not one.batch:
+            self._ask_later(row)
+            return False
+        if asked.wrong is not None:
+            row.repairs += 1
+            row.request = _repair(asked, asked.wrong)
+        self._send(row, client)
+        return False
+
+    async def _keep_orphan(self, one: Landed, writing: list[asyncio.Future[None]]) -> None:
+        """Record an answer that nobody asked for in this run, for the run that will."""
+        member, outcome, journal = one.member, one.outcome, self._journal
+        if journal is None or outcome is None or isinstance(outcome, EndpointError):
+            return
+        if (member.identity, member.occurrence) in self._claimed:
+            return  # it was recorded before an earlier run was killed
+        claim = await journal.claim(
+            member.identity, key=member.key, question=member.question, index=member.index
+        )
+        if claim.stored is not None:
+            return
+        answer = Answer(attempts=1, endpoint=self._plan.backend.endpoint)
+        answer.take(outcome)
+        writing.append(journal.recorded(claim, answer.to_payload(), ok=True))
+
+    # Out: what is asked online.
+
+    def _ask_later(self, row: Row) -> None:
+        asked: _Asked = row.owner
+        asked.repairs = row.repairs
+        self._todo.append(asked)
+        if len(self._todo) > self._engine.lanes:
+            self._keeps_up.clear()
+        self.grow()
+
+    async def _ask_online(self) -> None:
+        try:
+            while self._todo and not self.stopped and self._lanes <= self._engine.lanes:
+                asked = self._todo.popleft()
+                if len(self._todo) <= self._engine.lanes:
+                    self._keeps_up.set()
+                await self._ask(asked)
+        except asyncio.CancelledError:
+            if not self.stopped:
+                raise
+        finally:
+            self._lanes -= 1
+
+    async def _ask(self, asked: _Asked) -> None:
+        keeper = None
+        if self._journal is not None and asked.claim is not None:
+            keeper = Keeper(self._journal, asked.claim, self._recording)
+        asked.answer.error = None
+        asked.answer = await ask(
+            self._engine,
+            asked.question,
+            repairs=self._repairs,
+            keeper=keeper,
+            affinity=asked.item.work.affinity,
+            begun=asked.answer,
+            wrong=asked.wrong,
+            repaired=asked.repairs,
+        )
+        self._settle(asked)
+        cause = self._engine.authority.cause
+        if cause is not None and not self.stopped:
+            asyncio.get_running_loop().call_soon(self.stop, cause.message, cause)
+
+    # Results.
+
+    def _settle(self, asked: _Asked) -> None:
+        """Take a question's final answer."""
+        self.counts.usage = self.counts.usage.plus(asked.answer.usage)
+        self._answered(asked.item, asked.name, asked.answer)
+
+    def _answered(self, item: _Item, name: str, answer: Answer) -> None:
+        work, key = item.work, item.key
+        item.answers[name] = placed(answer, work, key)
+        item.missing -= 1
+        if item.missing:
+            return
+        if item.single:
+            result = single_result(work.index, key, work.item, answer)
+        else:
+            answers = {name: one for name, one in item.answers.items() if one is not None}
+            result = joint_result(work.index, key, work.item, answers)
+        self._finish(item, result)
+
+    def _finish(self, item: _Item, result: Result) -> None:
+        del self._pending[item.work.index]
+        self._count(result)
+        if not self._in_order:
+            self._ready.append(result)
+        else:
+            heapq.heappush(self._held, (result.index, result))
+            while self._held and self._held[0][0] == self._following:
+                self._ready.append(heapq.heappop(self._held)[1])
+                self._following += 1
+        self._wake.set()
+
+
+def _repair(asked: _Asked, wrong: SchemaError) -> Any:
+    schema, request = asked.question.schema, asked.question.request
+    assert schema is not None
+    cut = asked.answer.finish_reason == "length"
+    return replace(request, messages=schema.repair(request.messages or [], wrong, cut=cut))
+
+
+def _attempt(answer: Answer, outcome: Completion | EndpointError) -> Attempt:
+    """Return a row of a batch as a call that was made."""
+    attempt = Attempt(
+        number=answer.attempts,
+        endpoint=answer.endpoint or "",
+        started=time.time() - answer.latency_s,
+        latency_s=answer.latency_s,
+        status="ok",
+    )
+    if isinstance(outcome, EndpointError):
+        attempt.status, attempt.error = type(outcome).__name__, outcome.message
+        attempt.http_status = outcome.status
+    else:
+        attempt.prompt_tokens = outcome.usage.prompt_tokens
+        attempt.completion_tokens = outcome.usage.completion_tokens
+    return attempt

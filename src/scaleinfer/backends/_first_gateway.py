@@ -1,0 +1,231 @@
+"""The gateway as all backends of a process share it: turns, tokens, and what it tells."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import orjson
+
+from scaleinfer.backends._dialect import error_from_wire
+from scaleinfer.backends._first_dialect import Condition, condition_of, error_of
+from scaleinfer.backends._first_limits import FirstLimits, Turns
+from scaleinfer.backends._first_listing import jobs_of, limits_of, routes_of
+from scaleinfer.backends._globus_tokens import GivenToken, GlobusTokens, TokenSource
+from scaleinfer.backends._wire import WireError, open_wire
+from scaleinfer.errors import EndpointError, Permanent
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from scaleinfer.backends._first_listing import Job, ModelLimits, Route
+    from scaleinfer.backends._wire import Wire, WireResponse
+
+__all__ = ["Gateway", "gateway_of"]
+
+_OK = 200
+_GET_TIMEOUT = 30.0
+_LISTING_FRESH_S = 300.0
+_JOBS_FRESH_S = 5.0
+
+
+@dataclass(slots=True)
+class _Here:
+    """What one event loop's calls share."""
+
+    turns: Turns
+    wire: Wire | None = None
+    users: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    listing: tuple[float, list[Route]] | None = None
+    jobs: dict[str, tuple[float, list[Job]]] = field(default_factory=dict)
+
+
+class Gateway:
+    """One gateway and one user.
+
+    Args:
+        url: Its URL, `/resource_server` included.
+        tokens: Names the user's token.
+        limits: What it allows.
+        wire_kind: The HTTP client.
+
+    Attributes:
+        url: The same.
+        limits: The same.
+        poll_s: Seconds between two looks at a model's state, for errors.
+    """
+
+    def __init__(
+        self, url: str, tokens: TokenSource, limits: FirstLimits, wire_kind: str = "auto"
+    ) -> None:
+        self.url = url
+        self.limits = limits
+        self.poll_s = 20.0
+        self._tokens = tokens
+        self._wire_kind = wire_kind
+        self._here: WeakKeyDictionary[asyncio.AbstractEventLoop, _Here] = WeakKeyDictionary()
+
+    def _on_this_loop(self) -> _Here:
+        loop = asyncio.get_running_loop()
+        here = self._here.get(loop)
+        if here is None:
+            turns = Turns(self.url, self.limits.requests_per_second)
+            here = self._here[loop] = _Here(turns)
+        return here
+
+    async def open(self) -> None:
+        """Make sure there is a connection to ask for states."""
+        here = self._on_this_loop()
+        if here.wire is None:
+            here.wire = open_wire(self.url, kind=self._wire_kind)
+        here.users += 1
+
+    async def aclose(self) -> None:
+        """Close it when the last user leaves."""
+        here = self._on_this_loop()
+        here.users -= 1
+        if here.users <= 0 and here.wire is not None:
+            wire, here.wire = here.wire, None
+            here.listing = None
+            here.jobs.clear()
+            await wire.aclose()
+
+    async def send(
+        self,
+        headers: Mapping[str, str],
+        post: Callable[[Mapping[str, str]], Awaitable[WireResponse]],
+        told: Callable[[str], None] = lambda _: None,
+    ) -> WireResponse:
+        """Send a request in its turn, with a token; once more if the token was too old.
+
+        Args:
+            headers: The request's headers but for the token.
+            post: Sends it with these headers.
+            told: Given each token, so that nobody repeats it.
+
+        Raises:
+            EndpointError: There is no token.
+            WireError: There was no response.
+        """
+        turns = self._on_this_loop().turns
+        token = await self._tokens.token()
+        told(token)
+        await turns.take()
+        response = await post({**headers, "Authorization": f"Bearer {token}"})
+        if response.status == _OK:
+            return response
+        condition = condition_of(response)
+        if condition is Condition.STALE_TOKEN:
+            token = await self._tokens.renewed(token)
+            told(token)
+            await turns.take()
+            response = await post({**headers, "Authorization": f"Bearer {token}"})
+            condition = condition_of(response)
+        if response.status != _OK and condition is Condition.TOO_MANY_REQUESTS:
+            turns.refused()
+        return response
+
+    async def get(self, path: str) -> Any:
+        """Return the JSON that the gateway has under a path.
+
+        Raises:
+            EndpointError: It did not give any.
+        """
+        wire = self._on_this_loop().wire
+        assert wire is not None, "the gateway is not open"
+        url = f"{self.url}{path}"
+        try:
+            response = await self.send({}, lambda headers: wire.get(url, headers, _GET_TIMEOUT))
+        except WireError as error:
+            raise error_from_wire(error, endpoint=self.url) from error
+        if response.status != _OK:
+            raise error_of(
+                response,
+                endpoint=url,
+                model="",
+                window_s=self.limits.window_s,
+                poll_s=self.poll_s,
+            )
+        try:
+            return orjson.loads(response.body)
+        except orjson.JSONDecodeError:
+            raise self._not_ours(url, "it is no JSON") from None
+
+    async def routes(self) -> list[Route]:
+        """Return all clusters, frameworks and models that the user may ask.
+
+        Raises:
+            EndpointError: The gateway did not tell.
+        """
+        here = self._on_this_loop()
+        async with here.lock:
+            known = here.listing
+            if known is None or time.monotonic() - known[0] > _LISTING_FRESH_S:
+                body = await self.get("/list-endpoints")
+                try:
+                    routes = routes_of(body)
+                except ValueError as error:
+                    raise self._not_ours(f"{self.url}/list-endpoints", str(error)) from None
+                known = here.listing = time.monotonic(), routes
+            return known[1]
+
+    async def jobs(self, cluster: str) -> list[Job]:
+        """Return what runs and queues on a cluster; backends that ask together ask once.
+
+        Raises:
+            EndpointError: The gateway did not tell.
+        """
+        here = self._on_this_loop()
+        async with here.lock:
+            known = here.jobs.get(cluster)
+            if known is None or time.monotonic() - known[0] > min(_JOBS_FRESH_S, self.poll_s / 2):
+                body = await self.get(f"/{cluster}/jobs")
+                try:
+                    jobs = jobs_of(body)
+                except ValueError as error:
+                    raise self._not_ours(f"{self.url}/{cluster}/jobs", str(error)) from None
+                known = here.jobs[cluster] = time.monotonic(), jobs
+            return known[1]
+
+    async def model_limits(self, cluster: str, framework: str) -> dict[str, ModelLimits]:
+        """Return the limits of a cluster's models.
+
+        Raises:
+            EndpointError: The gateway did not tell.
+        """
+        return limits_of(await self.get(f"/{cluster}/models"), framework)
+
+    def _not_ours(self, url: str, why: str) -> EndpointError:
+        return Permanent(
+            f"{url} is not what FIRST sends: {why}.",
+            hint="Check base_url; it ends in /resource_server.",
+            endpoint=self.url,
+            fatal=True,
+        )
+
+
+_GATEWAYS: WeakValueDictionary[tuple[Any, ...], Gateway] = WeakValueDictionary()
+_LOGIN_TOKENS: dict[None, GlobusTokens] = {}
+
+
+def gateway_of(
+    url: str,
+    token: str | Callable[[], str | Awaitable[str]] | None,
+    limits: FirstLimits,
+    wire_kind: str,
+) -> Gateway:
+    """Return the gateway of these settings; the same for all backends of the process."""
+    key = (url, token, limits, wire_kind)
+    known = _GATEWAYS.get(key)
+    if known is None:
+        source: TokenSource
+        if token is None:
+            source = _LOGIN_TOKENS.setdefault(None, GlobusTokens())
+        else:
+            source = GivenToken(token)
+        known = _GATEWAYS[key] = Gateway(url, source, limits, wire_kind)
+    return known

@@ -1,0 +1,379 @@
+"""FIRST, ALCF's inference gateway: one model on one of its clusters, or on all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from scaleinfer.backends._base import EndpointStatus
+from scaleinfer.backends._first_calls import ModelCalls
+from scaleinfer.backends._first_dialect import error_of
+from scaleinfer.backends._first_gateway import gateway_of
+from scaleinfer.backends._first_limits import FirstLimits
+from scaleinfer.backends._first_listing import alias, same
+from scaleinfer.backends._first_login import FirstLogin
+from scaleinfer.backends._first_statuses import FirstModelStatus, statuses_of
+from scaleinfer.backends.openai import OpenAIBackend, WireKind
+from scaleinfer.errors import (
+    ConfigError,
+    EndpointError,
+    Permanent,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+    from scaleinfer.backends._wire import WireResponse
+    from scaleinfer.requests import Request
+    from scaleinfer.results import Completion
+
+__all__ = ["FirstBackend", "FirstLimits", "FirstLogin", "FirstModelStatus", "alias", "first_models"]
+
+GATEWAY = "https://inference-api.alcf.anl.gov/resource_server"
+KNOWN = {"sophia": "vllm", "metis": "api", "minerva": "api"}
+"""The clusters of the documentation, each with its framework."""
+_LATE = 408
+_LATE_TRIES = 2
+_MOST_LATE = 10_000
+
+
+class FirstBackend(OpenAIBackend):
+    """Adapter to one model on one cluster behind FIRST.
+
+    It keeps the gateway's limits by itself, together with the user's other processes on this
+    host; refreshes the token; starts a cold model with one request and holds back the others
+    until it runs, looking at `/{cluster}/jobs` meanwhile.
+
+    Args:
+        where: Cluster and framework: `"sophia/vllm"`. The framework of a cluster that is
+            documented may be left out.
+        model: Model to ask, with or without its owner (`openai/gpt-oss-120b` is
+            `gpt-oss-120b`); default `FIRST_MODEL`, else the only one there.
+        base_url: The gateway, `/resource_server` included; default `FIRST_BASE_URL`, else
+            ALCF's.
+        token: An access token, or a function that returns the one of the moment. By default
+            the variable `FIRST_ACCESS_TOKEN`, a service account (`FIRST_CLIENT_ID`,
+            `FIRST_CLIENT_SECRET`) or the login of `scaleinfer login first`.
+        limits: What the gateway allows.
+        poll_s: Seconds between two looks at a model that does not run.
+        deadline_s: Seconds that it may take to come until calls to it fail.
+        concurrency: Most calls in flight.
+        headers: Further headers of every call.
+        timeout: Seconds for one call, if fewer than the run's `Retry.timeout`.
+        json_schema: False if the model's server enforces no JSON schemas.
+        wire: The HTTP client.
+        weight: This cluster's share of the calls, relative to others of the same speed.
+
+    Raises:
+        ConfigError: An argument cannot be used.
+    """
+
+    kind: ClassVar[str] = "first"
+
+    def __init__(
+        self,
+        where: str,
+        *,
+        model: str | None = None,
+        base_url: str | None = None,
+        token: str | Callable[[], str | Awaitable[str]] | None = None,
+        limits: FirstLimits | None = None,
+        poll_s: float = 20.0,
+        deadline_s: float = 1200.0,
+        concurrency: int = 256,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        json_schema: bool = True,
+        wire: WireKind = "auto",
+        weight: float = 1.0,
+    ) -> None:
+        self.cluster, self.framework = _checked(where)
+        url = _url(base_url)
+        super().__init__(
+            f"{url}/{self.cluster}/{self.framework}/v1",
+            api_key="",
+            headers=headers,
+            timeout=timeout,
+            concurrency=concurrency,
+            json_schema=json_schema,
+            load_reports=False,
+            wire=wire,
+            weight=weight,
+        )
+        for name, value in (("poll_s", poll_s), ("deadline_s", deadline_s)):
+            if not value > 0:
+                raise ConfigError(f"{name} must be positive, not {value}.")
+        self.model = model or os.environ.get("FIRST_MODEL")
+        self.priced = False
+        self.adaptive = False
+        self.least_places = 0
+        self._gateway = gateway_of(url, token, limits or FirstLimits(), wire)
+        self._gateway.poll_s = self._poll_s = poll_s
+        self._calls = ModelCalls(
+            self._gateway,
+            self.cluster,
+            self.framework,
+            endpoint=self.endpoint,
+            poll_s=poll_s,
+            deadline_s=deadline_s,
+            most=concurrency,
+            told=self._secrets.add,
+        )
+        self.places = self._calls.places
+        self._late: Counter[bytes] = Counter()
+
+    @classmethod
+    def federated(
+        cls,
+        *,
+        model: str | None = None,
+        clusters: Iterable[str] | None = None,
+        weights: Mapping[str, float] | None = None,
+        **options: Any,
+    ) -> list[FirstBackend]:
+        """Return an adapter for the model on each cluster, to be given to a map together.
+
+        Clusters that do not have the model are left out with a word when the map begins.
+        Those where it does not run get calls as soon as it does.
+
+        Args:
+            model: The model, under any cluster's name for it; default `FIRST_MODEL`.
+            clusters: Cluster and framework of each; default all that are documented.
+            weights: Shares of the clusters, by name; 1 for those left out.
+            options: Further arguments of `FirstBackend`.
+
+        Raises:
+            ConfigError: No model or no cluster is named, or an argument cannot be used.
+        """
+        model = model or os.environ.get("FIRST_MODEL")
+        if not model:
+            raise ConfigError(
+                "no model was named, and a set of clusters needs one.",
+                hint="Pass model=, or set FIRST_MODEL.",
+            )
+        names = list(KNOWN if clusters is None else clusters)
+        if not names:
+            raise ConfigError("clusters=[] names no cluster.")
+        weights = dict(weights or {})
+        found = [cls(name, model=model, **options) for name in names]
+        for backend in found:
+            backend.weight = weights.pop(backend.cluster, 1.0)
+        if weights:
+            raise ConfigError(f"weights= names {', '.join(weights)}, which clusters= does not.")
+        return found
+
+    @property
+    def starting(self) -> bool:
+        """True while calls wait for the model to run."""
+        return self._calls.watched and not self._calls.state.hot
+
+    @property
+    def waits_for(self) -> str:
+        """What calls wait for, as in `sophia: queued, estimated start 14:10`; empty if nothing."""
+        return self._calls.state.phase if self.starting else ""
+
+    async def open(self) -> None:
+        """See whether the cluster has the model, and begin to watch its state.
+
+        Raises:
+            ConfigError: No model was named and the cluster has none or several.
+            EndpointError: The gateway did not tell, or the model is not there.
+        """
+        await self._gateway.open()
+        try:
+            await super().open()
+            try:
+                await self._find()
+            except BaseException:
+                await super().aclose()
+                raise
+        except BaseException:
+            await self._gateway.aclose()
+            raise
+        self._calls.watch(self._now_open().wire, self._chat_url, self._headers)
+
+    async def aclose(self) -> None:
+        """Close this loop's connections when the last user leaves."""
+        loop = asyncio.get_running_loop()
+        opened = self._open.get(loop)
+        if opened is None:
+            return
+        if opened.users == 1:
+            await self._calls.unwatch()
+        await super().aclose()
+        await self._gateway.aclose()
+
+    async def complete(self, request: Request, *, timeout: float | None = None) -> Completion:
+        """Make one call; see `Backend.complete`."""
+        now = time.monotonic()
+        if not self._calls.state.hot and self._calls.state.overdue(now):
+            raise self._overdue(now)
+        try:
+            return await super().complete(self._translated(request), timeout=timeout)
+        except EndpointError as error:
+            if error.status == _LATE and self._calls.state.hot:
+                raise self._too_late(request, error) from error
+            raise
+
+    async def complete_many(
+        self, requests: Sequence[Request], *, timeout: float | None = None
+    ) -> list[Completion | EndpointError]:
+        """Ask several requests; see `Backend.complete_many`."""
+        return await super().complete_many(
+            [self._translated(request) for request in requests], timeout=timeout
+        )
+
+    async def check(self) -> EndpointStatus:
+        """Ask whether the model is there and runs; see `Backend.check`."""
+        began = time.monotonic()
+        try:
+            async with _opened(self):
+                models = tuple(await self._offered())
+                await self._calls.look()
+        except (EndpointError, ConfigError) as error:
+            return EndpointStatus(self.endpoint, ok=False, detail=str(error))
+        took = time.monotonic() - began
+        state = self._calls.state
+        detail = "hot" if state.hot else state.phase.partition(": ")[2]
+        return EndpointStatus(self.endpoint, ok=True, detail=detail, models=models, latency_s=took)
+
+    # What is asked, and under which name.
+
+    async def _models(self, opened: Any) -> list[str]:
+        del opened
+        return await self._offered()
+
+    async def _offered(self) -> list[str]:
+        routes = await self._gateway.routes()
+        here = [route for route in routes if route.cluster == self.cluster]
+        if not here:
+            raise Permanent(
+                f"FIRST has no cluster {self.cluster}; it has "
+                f"{', '.join(sorted({route.cluster for route in routes})) or 'none'}.",
+                endpoint=self.endpoint,
+                fatal=True,
+            )
+        for route in here:
+            if route.framework == self.framework:
+                return list(route.models)
+        raise Permanent(
+            f"{self.cluster} has no framework {self.framework}; it has "
+            f"{', '.join(route.framework for route in here)}.",
+            endpoint=self.endpoint,
+            fatal=True,
+        )
+
+    async def _find(self) -> None:
+        offered = await self._offered()
+        assert self.model is not None
+        served = same(self.model, offered)
+        if served is None:
+            raise Permanent(
+                f"{self.cluster}/{self.framework} does not offer {self.model}; it offers "
+                f"{', '.join(offered[:10]) or 'nothing'}.",
+                hint="Models that you may not use are not listed.",
+                endpoint=self.endpoint,
+                fatal=True,
+            )
+        self._calls.state.model = served
+
+    def _translated(self, request: Request) -> Request:
+        """Return the request under the name that this cluster has for the model."""
+        if request.model is not None and request.model != self.model:
+            return request
+        return replace(request, model=self._calls.served or self.model)
+
+    # Sending.
+
+    async def _post(self, url: str, body: bytes, timeout: float | None) -> WireResponse:
+        own = self.timeout
+        if own is not None and (timeout is None or own < timeout):
+            timeout = own
+        wire = self._now_open().wire
+        return await self._calls.post(wire, url, body, self._headers, timeout)
+
+    def _refusal(self, response: WireResponse, model: str) -> EndpointError:
+        return error_of(
+            self._secrets.taken_out(response),
+            endpoint=self.endpoint,
+            model=model,
+            window_s=self._gateway.limits.window_s,
+            poll_s=self._poll_s,
+        )
+
+    def _too_late(self, request: Request, error: EndpointError) -> EndpointError:
+        """Return what a 408 of a hot model means: a request that takes longer than allowed."""
+        if len(self._late) > _MOST_LATE:
+            self._late.clear()
+        key = request.digest()
+        self._late[key] += 1
+        if self._late[key] < _LATE_TRIES:
+            return error
+        del self._late[key]
+        return Permanent(
+            f"{error.message} That was its try number {_LATE_TRIES}.",
+            hint="The gateway gives up after 300 s: lower max_tokens.",
+            endpoint=self.endpoint,
+            status=_LATE,
+            body=error.body,
+        )
+
+    def _overdue(self, now: float) -> EndpointError:
+        away = self._calls.state.away_s(now)
+        return Permanent(
+            f"{self._calls.served} on {self.cluster} has not run for {away / 60:.0f} min "
+            f"({self._calls.state.phase}).",
+            hint="Wait longer with deadline_s=, or use other clusters too (backend='first:').",
+            endpoint=self.endpoint,
+            fatal=True,
+        )
+
+
+async def first_models(
+    *,
+    base_url: str | None = None,
+    token: str | Callable[[], str | Awaitable[str]] | None = None,
+    limits: FirstLimits | None = None,
+) -> list[FirstModelStatus]:
+    """Return every model of every cluster that the user may ask, its state and its limits.
+
+    Args:
+        base_url: The gateway; see `FirstBackend`.
+        token: See `FirstBackend`.
+        limits: See `FirstBackend`.
+
+    Raises:
+        ConfigError: The address is no URL.
+        EndpointError: The gateway did not tell.
+    """
+    return await statuses_of(gateway_of(_url(base_url), token, limits or FirstLimits(), "auto"))
+
+
+def _url(base_url: str | None) -> str:
+    return (base_url or os.environ.get("FIRST_BASE_URL") or GATEWAY).rstrip("/")
+
+
+def _checked(where: str) -> tuple[str, str]:
+    cluster, _, framework = where.strip("/").partition("/")
+    framework = framework or KNOWN.get(cluster, "")
+    plain = all(part.replace("-", "").replace("_", "").isalnum() for part in (cluster, framework))
+    if not cluster or not framework or not plain:
+        raise ConfigError(
+            f"{where!r} names no cluster and framework of FIRST.",
+            hint="For example 'sophia/vllm'; `scaleinfer endpoints --backend first:` lists them.",
+        )
+    return cluster, framework
+
+
+@contextlib.asynccontextmanager
+async def _opened(backend: FirstBackend) -> Any:
+    await backend.open()
+    try:
+        yield
+    finally:
+        await backend.aclose()

@@ -1,0 +1,52 @@
+"""`Batch`: how batch mode works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scaleinfer.errors import ConfigError
+
+__all__ = ["Batch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """How `mode="batch"` works; pass one as `mode=Batch(...)`.
+
+    Attributes:
+        max_rows: Rows of one batch; default what the endpoint allows.
+        max_bytes: Bytes of one input file; default what the endpoint allows.
+        max_open: Unfinished batches at once; default what the endpoint allows.
+        leftovers: Where rows go that a batch did not answer well: `"batch"` into another batch,
+            `"online"` into calls of their own, `"auto"` into one more batch if the deadline leaves
+            time for it, then online. Rows that no batch can hold always go online.
+        poll_s: Seconds between two looks at a batch, right after it was submitted and at most;
+            default the adapter's.
+        settle_s: Seconds for which a batch whose submission was cut short is looked for at the
+            server before its rows are submitted again.
+
+    Raises:
+        ConfigError: A value cannot be used.
+    """
+
+    max_rows: int | None = None
+    max_bytes: int | None = None
+    max_open: int | None = None
+    leftovers: Literal["auto", "batch", "online"] = "auto"
+    poll_s: tuple[float, float] | None = None
+    settle_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "max_bytes", "max_open"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"Batch.{name} must be at least 1, not {value}.")
+        if self.leftovers not in {"auto", "batch", "online"}:
+            raise ConfigError(
+                f"Batch.leftovers must be 'auto', 'batch' or 'online', not {self.leftovers!r}."
+            )
+        if self.poll_s is not None and not 0 < self.poll_s[0] <= self.poll_s[1]:
+            raise ConfigError(f"Batch.poll_s=(first, most) needs 0 < first <= most: {self.poll_s}.")
+        if not self.settle_s >= 0:
+            raise ConfigError(f"Batch.settle_s must not be negative, not {self.settle_s}.")
