@@ -20,6 +20,7 @@ BENCHMARKS = (
     "hedging",
     "simulate",
     "fleet",
+    "fleet_faults",
     "journal",
     "journal_cpu",
     "local openvino",
@@ -40,7 +41,8 @@ def tests(session: nox.Session) -> None:
     """Install the package and the embedded model, and run every test."""
     _install(session, "test", extras="all")
     session.run("scaleinfer", "model", "install")
-    session.run("pytest", *session.posargs)
+    # Much of it waits for other processes: two files at a time.
+    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session
@@ -89,7 +91,12 @@ def examples(session: nox.Session) -> None:
     """Run every example in full, the notebook too."""
     _install(session, "test", extras="all")
     session.run("scaleinfer", "model", "install")
-    session.run("pytest", "tests/integration/test_examples.py", *session.posargs)
+    session.run(
+        "pytest",
+        "tests/integration/test_examples.py",
+        "tests/integration/fleet/test_fleet_examples.py",
+        *session.posargs,
+    )
 
 
 @nox.session
@@ -100,7 +107,7 @@ def bench(session: nox.Session) -> None:
     Peers have a venv of their own, because their dependencies contradict each other's:
     `-- "throughput --python PEERS/bin/python"`; without it they are listed as not there.
     """
-    _install(session, "test", extras="local,http2")
+    _install(session, "test", extras="local,http2,hpc")
     session.install("pyreqwest>=0.15", "xllamacpp")
     session.run("scaleinfer", "model", "install")
     for benchmark in session.posargs or BENCHMARKS:

@@ -189,7 +189,7 @@ async def ask(
                 affinity=affinity,
             )
         except SchemaError as error:
-            await _repair(engine, question, asking, repairs - repaired, error)
+            await _repair(engine, question, asking, range(repaired, repairs), error)
     except (EndpointError, SchemaError, WorkerLost) as error:
         answer.error = error
         if keeper is not None:
@@ -280,7 +280,7 @@ class _Asking:
 
 
 async def _repair(
-    engine: Engine, question: Question, asking: _Asking, repairs: int, error: SchemaError
+    engine: Engine, question: Question, asking: _Asking, repairs: range, error: SchemaError
 ) -> None:
     """Show the model what is wrong with its answer until it is valid.
 
@@ -290,7 +290,7 @@ async def _repair(
     """
     schema, answer = question.schema, asking.answer
     assert schema is not None
-    for _ in range(repairs):
+    for _ in repairs:
         cut = answer.finish_reason == "length"
         messages = schema.repair(question.request.messages or [], error, cut=cut)
         request = replace(question.request, messages=messages)
@@ -302,7 +302,7 @@ async def _repair(
             error = again
         else:
             return
-    refused = rejected(error, schema.name, repairs, cut=answer.finish_reason == "length")
+    refused = rejected(error, schema.name, repairs.stop, cut=answer.finish_reason == "length")
     engine.authority.rejected(refused)
     raise refused from None
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from scaleinfer._batch_run import BatchPlan
 from scaleinfer.batch import Batch, cancel_after, choose_mode
 from scaleinfer.errors import ConfigError, EndpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from scaleinfer.backends import Backend, BatchBackend
     from scaleinfer.engine import Retry
     from scaleinfer.journal import Journal
     from scaleinfer.observe import Progress
 
-__all__ = ["Mode", "batch_plan", "checked_deadline", "checked_mode"]
+__all__ = ["BatchPlan", "Mode", "batch_plan", "checked_deadline", "checked_mode"]
 
 Mode = Literal["online", "batch", "auto"] | Batch
 """How a map asks: calls of their own, batches, whichever fits, or batches as it says."""
@@ -54,6 +54,29 @@ def checked_deadline(deadline: Any) -> float | None:
     return None if seconds == math.inf else float(seconds)
 
 
+@dataclass(slots=True)
+class BatchPlan:
+    """How a run uses batches.
+
+    Attributes:
+        backend: The endpoint's batch API, open.
+        options: How batches work.
+        attempts: Batches that one question may be in.
+        patience: Seconds for which failures of the server that may pass are followed.
+        deadline: Seconds within which the answers are needed; `None` for no hurry.
+        cancel_after: Seconds after which batches are cancelled; 0 sends no new ones.
+        note: Shows a line to the user.
+    """
+
+    backend: BatchBackend
+    options: Batch
+    attempts: int
+    patience: float
+    deadline: float | None
+    cancel_after: float | None
+    note: Callable[[str], None]
+
+
 async def batch_plan(
     mode: Mode,
     deadline: float | None,
@@ -81,7 +104,10 @@ async def batch_plan(
     Raises:
         ConfigError: `mode="batch"`, and no endpoint has a batch API.
     """
-    backend = next((found for one in backends if (found := one.batches()) is not None), None)
+    backend = mode.via if isinstance(mode, Batch) else None
+    if backend is None:
+        own = (one.batches() for one in backends)
+        backend = next((found for found in own if found is not None), None)
     stop_after = cancel_after(deadline)
     if mode == "auto":
         available = backend is not None and await _has_batches(backend)
@@ -102,8 +128,8 @@ async def batch_plan(
         if not ours or backend is None:
             return None
         progress.note(
-            f"{len(ours)} batches of an earlier run are not closed: they are cancelled, what they "
-            "have answered is taken, the rest is asked now. mode='batch' would wait for them."
+            f"The journal has {len(ours)} open batches. Those with rows of this run are cancelled, "
+            "what they have answered is taken, the rest is asked now; mode='batch' would wait."
         )
         stop_after = 0.0
     if backend is None:

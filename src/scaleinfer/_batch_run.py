@@ -7,81 +7,33 @@ import heapq
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from scaleinfer._answers import Answer, Keeper, ask, joint_result, rejected, single_result
+from scaleinfer._answers import Answer, Keeper, ask, joint_result, single_result
+from scaleinfer._batch_question import Asked, Item
 from scaleinfer._identity import identity_of, item_key
 from scaleinfer._run import Run, own_key, placed, stored_answer
 from scaleinfer.batch import BatchClient, Row, next_place
-from scaleinfer.errors import AuthError, EndpointError, Permanent, PromptError, SchemaError
-from scaleinfer.results import Attempt, Result
+from scaleinfer.errors import EndpointError, PromptError
+from scaleinfer.results import Result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator
 
+    from scaleinfer._batch_mode import BatchPlan
     from scaleinfer._intake import Work
-    from scaleinfer.backends import BatchBackend
-    from scaleinfer.batch import Batch, Landed
-    from scaleinfer.journal import Claim
+    from scaleinfer.batch import Landed
     from scaleinfer.prompts import Question
-    from scaleinfer.results import Completion
 
-__all__ = ["BatchPlan", "BatchRun"]
+__all__ = ["BatchRun"]
 
 _FEEDERS = 16
 """Items whose async `prompt_fn` is awaited side by side."""
 _BREATH = 64
 """Items taken in between two turns of the event loop."""
 _ABANDON_S = 2.0
-
-
-@dataclass(slots=True)
-class BatchPlan:
-    """How a run uses batches.
-
-    Attributes:
-        backend: The endpoint's batch API, open.
-        options: How batches work.
-        attempts: Batches that one question may be in.
-        patience: Seconds for which failures of the server that may pass are followed.
-        deadline: Seconds within which the answers are needed; `None` for no hurry.
-        cancel_after: Seconds after which batches are cancelled; 0 sends no new ones.
-        note: Shows a line to the user.
-    """
-
-    backend: BatchBackend
-    options: Batch
-    attempts: int
-    patience: float
-    deadline: float | None
-    cancel_after: float | None
-    note: Callable[[str], None]
-
-
-@dataclass(slots=True, eq=False)
-class _Item:
-    """An item while some of its questions have no answer."""
-
-    work: Work
-    key: str
-    single: bool
-    missing: int
-    answers: dict[str, Answer | None] = field(default_factory=dict)
-
-
-@dataclass(slots=True, eq=False)
-class _Asked:
-    """A question of an item: the owner of its row."""
-
-    item: _Item
-    name: str
-    question: Question
-    claim: Claim | None
-    began: float
-    answer: Answer = field(default_factory=Answer)
-    wrong: SchemaError | None = None
-    repairs: int = 0
+_UNREAD = 1000
+"""Results that may wait for a slow consumer before no more items are pulled."""
 
 
 class BatchRun(Run):
@@ -96,14 +48,16 @@ class BatchRun(Run):
     def __init__(self, *arguments: Any, plan: BatchPlan, ordered: bool, **others: Any) -> None:
         self._plan = plan
         self._client: BatchClient | None = None
-        self._pending: dict[int, _Item] = {}
+        self._pending: dict[int, Item] = {}
         self._ready: deque[Result] = deque()
         self._held: list[tuple[int, Result]] = []
         self._following = 0
         self._in_order = ordered
-        self._todo: deque[_Asked] = deque()
+        self._todo: deque[Asked] = deque()
         self._keeps_up = asyncio.Event()
         self._keeps_up.set()
+        self._consumed = asyncio.Event()
+        self._consumed.set()
         self._lanes = 0
         self._claimed: set[tuple[bytes, int]] = set()
         self._occurrences: dict[bytes, int] = {}
@@ -128,6 +82,7 @@ class BatchRun(Run):
             while self._tasks or self._ready:
                 while self._ready:
                     yield self._ready.popleft()
+                self._consumed.set()
                 self._wake.clear()
                 if self._tasks and not self._ready:
                     await self._wake.wait()
@@ -204,6 +159,7 @@ class BatchRun(Run):
             while not self.stopped:
                 await client.room()
                 await self._keeps_up.wait()
+                await self._consumed.wait()
                 work = self._intake.take_nowait() or await self._intake.take()
                 if work is None:
                     break
@@ -221,7 +177,7 @@ class BatchRun(Run):
 
     async def _begin(self, work: Work, client: BatchClient) -> None:
         # Until it is known to be pending, a stopped run would lose it.
-        item = self._pending[work.index] = _Item(work, "", single=True, missing=0)
+        item = self._pending[work.index] = Item(work)
         try:
             questions = work.questions
             if work.pending is not None:
@@ -244,7 +200,7 @@ class BatchRun(Run):
             await self._begin_question(item, own, name, question, client)
 
     async def _begin_question(
-        self, item: _Item, own: str | None, name: str, question: Question, client: BatchClient
+        self, item: Item, own: str | None, name: str, question: Question, client: BatchClient
     ) -> None:
         journal, index = self._journal, item.work.index
         identity = identity_of(own, question.request)
@@ -263,7 +219,7 @@ class BatchRun(Run):
                 self._answered(item, name, stored)
                 return
             occurrence = claim.occurrence
-        asked = _Asked(item, name, question, claim, time.monotonic())
+        asked = Asked(item, name, question, claim, time.monotonic())
         row = Row(identity, occurrence, item.key, name, index, question.request, asked)
         self._send(row, client)
 
@@ -272,7 +228,7 @@ class BatchRun(Run):
         try:
             taken = client.add(row)
         except PromptError as error:
-            asked: _Asked = row.owner
+            asked: Asked = row.owner
             asked.answer.error = error
             self._settle(asked)
         else:
@@ -292,15 +248,14 @@ class BatchRun(Run):
         """Take what became of rows; return when the answers among it are on disk."""
         client = self._client
         assert client is not None
-        answered: list[_Asked] = []
+        answered: list[Asked] = []
         writing: list[asyncio.Future[None]] = []
         for one in rows:
             if one.row is None:
                 await self._keep_orphan(one, writing)
                 continue
-            asked: _Asked = one.row.owner
-            self._take(asked, one)
-            if self._is_final(asked, one, client):
+            asked: Asked = one.row.owner
+            if self._is_settled(asked, one, client):
                 answered.append(asked)
                 if self._journal is not None and asked.claim is not None:
                     ok = asked.answer.error is None
@@ -319,51 +274,17 @@ class BatchRun(Run):
         if self.stopped:
             raise asyncio.CancelledError
 
-    def _take(self, asked: _Asked, one: Landed) -> None:
-        """Note a row's answer or failure with the question."""
-        outcome, answer = one.outcome, asked.answer
-        if outcome is None:
-            return
-        answer.attempts += 1
-        answer.latency_s = time.monotonic() - asked.began
-        answer.endpoint = self._plan.backend.endpoint
-        asked.wrong = answer.error = None
-        if isinstance(outcome, EndpointError):
-            answer.error = outcome
-        else:
-            answer.take(outcome)
-            self._validate(asked, outcome)
-        if self._journal is not None and asked.claim is not None:
-            self._journal.attempt(asked.claim, _attempt(answer, outcome))
-
-    @staticmethod
-    def _validate(asked: _Asked, completion: Completion) -> None:
-        schema = asked.question.schema
-        if schema is None or completion.tool_calls:
-            asked.answer.value = completion.text
-            return
-        try:
-            asked.answer.value = schema.parse(completion.text)
-        except SchemaError as error:
-            asked.wrong = error
-
-    def _is_final(self, asked: _Asked, one: Landed, client: BatchClient) -> bool:
-        """Return whether a question has its answer; if not, it is asked again."""
-        row, answer = one.row, asked.answer
+    def _is_settled(self, asked: Asked, one: Landed, client: BatchClient) -> bool:
+        """Note what a row brought; if that is not its end, ask it again and return False."""
+        row, plan = one.row, self._plan
         assert row is not None
         asked.repairs = row.repairs
-        if asked.wrong is not None:
-            if row.repairs >= self._repairs:
-                assert asked.question.schema is not None
-                cut = answer.finish_reason == "length"
-                name = asked.question.schema.name
-                answer.error = rejected(asked.wrong, name, row.repairs, cut=cut)
+        if one.outcome is not None:
+            attempt = asked.take(one.outcome, plan.backend.endpoint)
+            if self._journal is not None and asked.claim is not None:
+                self._journal.attempt(asked.claim, attempt)
+            if asked.is_final(self._repairs):
                 return True
-        elif one.outcome is not None and (
-            answer.error is None or isinstance(answer.error, Permanent | AuthError)
-        ):
-            return True
-        plan = self._plan
         left = None
         if plan.deadline is not None:
             left = plan.deadline - (time.monotonic() - self._began)
@@ -377,9 +298,8 @@ class BatchRun(Run):
         if place == "online" or not one.batch:
             self._ask_later(row)
             return False
-        if asked.wrong is not None:
-            row.repairs += 1
-            row.request = _repair(asked, asked.wrong)
+        row.request = asked.next_request()
+        row.repairs += asked.wrong is not None
         self._send(row, client)
         return False
 
@@ -402,7 +322,7 @@ class BatchRun(Run):
     # Out: what is asked online.
 
     def _ask_later(self, row: Row) -> None:
-        asked: _Asked = row.owner
+        asked: Asked = row.owner
         asked.repairs = row.repairs
         self._todo.append(asked)
         if len(self._todo) > self._engine.lanes:
@@ -422,7 +342,7 @@ class BatchRun(Run):
         finally:
             self._lanes -= 1
 
-    async def _ask(self, asked: _Asked) -> None:
+    async def _ask(self, asked: Asked) -> None:
         keeper = None
         if self._journal is not None and asked.claim is not None:
             keeper = Keeper(self._journal, asked.claim, self._recording)
@@ -444,12 +364,12 @@ class BatchRun(Run):
 
     # Results.
 
-    def _settle(self, asked: _Asked) -> None:
+    def _settle(self, asked: Asked) -> None:
         """Take a question's final answer."""
         self.counts.usage = self.counts.usage.plus(asked.answer.usage)
         self._answered(asked.item, asked.name, asked.answer)
 
-    def _answered(self, item: _Item, name: str, answer: Answer) -> None:
+    def _answered(self, item: Item, name: str, answer: Answer) -> None:
         work, key = item.work, item.key
         item.answers[name] = placed(answer, work, key)
         item.missing -= 1
@@ -462,9 +382,11 @@ class BatchRun(Run):
             result = joint_result(work.index, key, work.item, answers)
         self._finish(item, result)
 
-    def _finish(self, item: _Item, result: Result) -> None:
+    def _finish(self, item: Item, result: Result) -> None:
         del self._pending[item.work.index]
         self._count(result)
+        if len(self._ready) > _UNREAD:
+            self._consumed.clear()
         if not self._in_order:
             self._ready.append(result)
         else:
@@ -473,28 +395,3 @@ class BatchRun(Run):
                 self._ready.append(heapq.heappop(self._held)[1])
                 self._following += 1
         self._wake.set()
-
-
-def _repair(asked: _Asked, wrong: SchemaError) -> Any:
-    schema, request = asked.question.schema, asked.question.request
-    assert schema is not None
-    cut = asked.answer.finish_reason == "length"
-    return replace(request, messages=schema.repair(request.messages or [], wrong, cut=cut))
-
-
-def _attempt(answer: Answer, outcome: Completion | EndpointError) -> Attempt:
-    """Return a row of a batch as a call that was made."""
-    attempt = Attempt(
-        number=answer.attempts,
-        endpoint=answer.endpoint or "",
-        started=time.time() - answer.latency_s,
-        latency_s=answer.latency_s,
-        status="ok",
-    )
-    if isinstance(outcome, EndpointError):
-        attempt.status, attempt.error = type(outcome).__name__, outcome.message
-        attempt.http_status = outcome.status
-    else:
-        attempt.prompt_tokens = outcome.usage.prompt_tokens
-        attempt.completion_tokens = outcome.usage.completion_tokens
-    return attempt

@@ -46,6 +46,7 @@ def run_map(
     attempts: int | None,
     timeout: float | None,
     deadline: float | None,
+    within: float | None,
     concurrency: int | None,
     max_concurrency: int | None,
     requests_per_minute: float | None,
@@ -90,6 +91,7 @@ def run_map(
             retry=retry,
             concurrency=_concurrency(concurrency, max_concurrency),
             rate_limit=rate_limit,
+            deadline=within,
             **options,
         )
     )

@@ -46,8 +46,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from scaleinfer._batch_mode import Mode
-    from scaleinfer._batch_run import BatchPlan
+    from scaleinfer._batch_mode import BatchPlan, Mode
     from scaleinfer.backends import Resolved
     from scaleinfer.data import Source
     from scaleinfer.engine import EndpointStatistics
@@ -219,6 +218,9 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
                     options.mode, options.deadline, backends=backends, retry=options.retry,
                     journal=journal, items=items.total, progress=progress,
                 )  # fmt: skip
+                if plan is not None:
+                    await plan.backend.open()
+                    stack.push_async_callback(plan.backend.aclose)
             except BaseException:
                 if journal is not None:
                     await journal.aclose(state="failed", counts={})

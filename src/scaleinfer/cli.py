@@ -103,6 +103,18 @@ def _backend_options(*, several: bool = False) -> Callable[[Callable[..., Any]],
     type=click.FloatRange(min=0, min_open=True),
     help="Seconds for one item, retries and waits included.",
 )
+@click.option(
+    "--mode",
+    type=click.Choice(["online", "batch", "auto"]),
+    default="online",
+    show_default=True,
+    help="Calls, batches (cheaper, up to a day), or what fits --within and price.",
+)
+@click.option(
+    "--within",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds within which all answers are needed.",
+)
 @click.option("--id", "id_field", help="Field that names an item; default id, else its index.")
 @click.option(
     "--format",

@@ -86,6 +86,7 @@ async def parallel_map(
             A `scaleinfer.batch.Batch` is `"batch"` with settings of your own.
         deadline: Seconds (or a `timedelta`) within which the answers are needed. After three
             quarters of it unfinished batches are cancelled and what they lack is asked online.
+            Calls of their own are not ended by it.
         journal: Path of a journal. Everything lands there as it happens; the same call again
             resumes.
         key: `key(item)` names an item in results and journal; default a hash of the request.

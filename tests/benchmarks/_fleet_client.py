@@ -119,7 +119,8 @@ def _plain(exchange: str) -> Any:
 
     url = urlsplit(exchange)
     if url.scheme == "redis":
-        assert url.hostname is not None and url.port is not None
+        assert url.hostname is not None
+        assert url.port is not None
         return RedisExchangeFactory(url.hostname, url.port, socket_timeout=None)
     return HttpExchangeFactory(exchange, auth_method=None)
 

@@ -140,12 +140,12 @@ def coordinator(options: argparse.Namespace) -> None:
 def join(options: argparse.Namespace) -> None:
     """Print what becomes of 2,000 workers that join within a minute."""
     heading("Simulated workers that join over a real Redis")
-    over, boxes = 40.0, options.join // 10
+    over, boxes = 40.0, options.join // 100
     with exchange("redis") as served:
         client: Any = {"case": "coordinate", "exchange": served.url, "warm": 5, "seconds": 10}
         peers: Any = {"exchange": served.url, "fleet": "bench", "mailboxes": boxes, "rate": 1}
         ours = started("_fleet_client", workers=options.join, **client)
-        theirs = started("_fleet_peers", workers=options.join, over=over, heartbeat=10, **peers)
+        theirs = started("_fleet_peers", workers=options.join, over=over, heartbeat=30, **peers)
         held, joined = finished(ours), finished(theirs)
     say(f"  {held} {joined}")
     if "failed" in held or "failed" in joined:

@@ -50,25 +50,35 @@ def check(server: ServerProcess, journal: Path, items: int) -> None:
     assert verify(journal).ok
 
 
+def asked(server: ServerProcess) -> int:
+    """Requests for files and batches so far."""
+    paths = server.statistics()["other_paths"]
+    return sum(number for path, number in paths.items() if "/v1/" in path)
+
+
 def batches_created(server: ServerProcess) -> int:
     return int(server.statistics()["other_paths"].get("/v1/batches", 0))
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("seed", [1, 2])
-def test_killed_twice_at_random_moments(tmp_path: Path, seed: int) -> None:
-    items, journal, chance = 10_000, tmp_path / "run.db", random.Random(seed)
+@pytest.mark.parametrize(
+    ("items", "rows", "kills", "seed"), [(10_000, 1500, 2, 1), (2000, 150, 6, 2)]
+)
+def test_killed_at_random_moments(
+    tmp_path: Path, items: int, rows: int, kills: int, seed: int
+) -> None:
+    journal, chance = tmp_path / "run.db", random.Random(seed)
     api = BatchApi(seconds=2.0, validating_s=0.2, faults=(Fault.drop(rate=0.01, first=1),))
     with SimulatedServer(batches=api).in_process() as server:
-        for _ in range(2):
-            seen = batches_created(server)
-            process = client(server, journal, items, 1500)
-            while batches_created(server) == seen and process.poll() is None:
+        for _ in range(kills):
+            seen = asked(server)
+            process = client(server, journal, items, rows)
+            while asked(server) == seen and process.poll() is None:
                 time.sleep(0.01)
             time.sleep(chance.uniform(0.0, 3.0))
             process.kill()
             process.communicate(timeout=60)
-        process = client(server, journal, items, 1500)
+        process = client(server, journal, items, rows)
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err.decode()
         check(server, journal, items)

@@ -19,6 +19,7 @@ from scaleinfer.backends._openai_client import adapter_of, is_openai_client
 from scaleinfer.errors import ConfigError
 
 if TYPE_CHECKING:
+    from scaleinfer.backends._batch_first import FirstBatches
     from scaleinfer.backends.first import FirstBackend, FirstLimits
     from scaleinfer.backends.local import LocalBackend
     from scaleinfer.backends.openai import OpenAIBackend
@@ -35,6 +36,7 @@ __all__ = [
     "EndpointSet",
     "EndpointStatus",
     "FirstBackend",
+    "FirstBatches",
     "FirstLimits",
     "Follower",
     "LocalBackend",
@@ -48,7 +50,7 @@ __all__ = [
 
 __getattr__, __dir__ = lazy_exports(
     __name__,
-    {"FirstBackend": "first", "FirstLimits": "first"}
+    {"FirstBackend": "first", "FirstBatches": "_batch_first", "FirstLimits": "first"}
     | {"LocalBackend": "local", "OpenAIBackend": "openai", "SDKBackend": "openai_sdk"}
     | {"EndpointSet": "sets"},
 )

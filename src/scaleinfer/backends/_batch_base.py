@@ -70,6 +70,7 @@ class BatchState:
         done: Rows that were worked on, well or not.
         total: Rows that it has; 0 while that is not known.
         problems: Why it failed, if it did.
+        begun: Of a failed one: rows may have been worked on before it failed.
         files: What the adapter needs to fetch its output; of no meaning to others.
     """
 
@@ -77,6 +78,7 @@ class BatchState:
     done: int = 0
     total: int = 0
     problems: tuple[BatchProblem, ...] = ()
+    begun: bool = False
     files: tuple[str, ...] = field(default=())
 
     @property
@@ -95,7 +97,9 @@ class BatchAnswer(NamedTuple):
 
 
 class BatchBackend(ABC):
-    """An adapter to an endpoint's batch API. Open and close the backend that made it.
+    """An adapter to an endpoint's batch API.
+
+    One that a backend made is open while that is.
 
     Attributes:
         endpoint: Name of the endpoint in results and journals; never holds credentials.
@@ -106,6 +110,12 @@ class BatchBackend(ABC):
     endpoint: str
     limits: BatchLimits
     discount: float | None = None
+
+    async def open(self) -> None:  # noqa: B027 - most live off the backend that made them
+        """Acquire what calls need, if the adapter has connections of its own."""
+
+    async def aclose(self) -> None:  # noqa: B027 - as for open
+        """Give back what `open` acquired."""
 
     @abstractmethod
     def group(self, request: Request) -> str:

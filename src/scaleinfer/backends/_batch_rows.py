@@ -24,6 +24,7 @@ __all__ = ["answers_in", "chunks_of", "input_line"]
 
 _OK = 200
 _CHUNK = 500
+_NOT_WORKED_ON = frozenset({"batch_expired", "batch_cancelled"})
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -44,7 +45,7 @@ def input_line(
 
 
 def answers_in(data: bytes, *, endpoint: str, batch: str, model: str) -> Iterator[BatchAnswer]:
-    """Yield what the lines of an output or error file say.
+    """Yield what the lines of an output or error file say of rows that were worked on.
 
     Args:
         data: The file.
@@ -62,6 +63,8 @@ def answers_in(data: bytes, *, endpoint: str, batch: str, model: str) -> Iterato
             error = row.get("error")
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             custom_id, response, error = "", None, {"message": "a line that is not JSON"}
+        if response is None and isinstance(error, dict) and error.get("code") in _NOT_WORKED_ON:
+            continue
         outcome = _outcome(response, error, endpoint, model)
         if not isinstance(outcome, EndpointError):
             outcome.batch = batch

@@ -125,10 +125,6 @@ class ModelCalls:
         )
         self._watchers[loop].start()
 
-    async def look(self) -> None:
-        """Ask for the model's state now."""
-        await self._watchers[asyncio.get_running_loop()].look()
-
     async def unwatch(self) -> None:
         """End what `watch` began."""
         loop = asyncio.get_running_loop()

@@ -28,6 +28,7 @@ __all__ = ["Gateway", "gateway_of"]
 
 _OK = 200
 _GET_TIMEOUT = 30.0
+_TURNS_AGAIN = 3
 _LISTING_FRESH_S = 300.0
 _JOBS_FRESH_S = 5.0
 
@@ -100,7 +101,7 @@ class Gateway:
         post: Callable[[Mapping[str, str]], Awaitable[WireResponse]],
         told: Callable[[str], None] = lambda _: None,
     ) -> WireResponse:
-        """Send a request in its turn, with a token; once more if the token was too old.
+        """Send a request in its turn, with a token; again if the token or the turn was wrong.
 
         Args:
             headers: The request's headers but for the token.
@@ -112,22 +113,25 @@ class Gateway:
             WireError: There was no response.
         """
         turns = self._on_this_loop().turns
+        renewed, refusals = False, 0
         token = await self._tokens.token()
-        told(token)
-        await turns.take()
-        response = await post({**headers, "Authorization": f"Bearer {token}"})
-        if response.status == _OK:
-            return response
-        condition = condition_of(response)
-        if condition is Condition.STALE_TOKEN:
-            token = await self._tokens.renewed(token)
+        while True:
             told(token)
             await turns.take()
             response = await post({**headers, "Authorization": f"Bearer {token}"})
+            if response.status == _OK:
+                return response
             condition = condition_of(response)
-        if response.status != _OK and condition is Condition.TOO_MANY_REQUESTS:
-            turns.refused()
-        return response
+            if condition is Condition.STALE_TOKEN and not renewed:
+                renewed = True
+                token = await self._tokens.renewed(token)
+            elif condition is Condition.TOO_MANY_REQUESTS:
+                turns.refused()
+                refusals += 1
+                if refusals > _TURNS_AGAIN:
+                    return response
+            else:
+                return response
 
     async def get(self, path: str) -> Any:
         """Return the JSON that the gateway has under a path.

@@ -139,7 +139,7 @@ class Turns:
     def refused(self) -> None:
         """The gateway has counted too many requests."""
         now = time.monotonic()
-        self._shared.update_soon(lambda _: self._window.refused(now))
+        self._shared.update_soon(lambda sent: self._window.refused(sent, now))
 
 
 class TokenTurns:

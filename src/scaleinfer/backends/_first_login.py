@@ -10,6 +10,7 @@ from scaleinfer.backends._globus_tokens import (
     SCOPE,
     SESSION_POLICY,
     token_file,
+    words_of,
 )
 from scaleinfer.errors import AuthError, Transient
 
@@ -54,7 +55,7 @@ class FirstLogin:
             response: Any = self._client.oauth2_exchange_code_for_tokens(code.strip())
         except globus_sdk.GlobusAPIError as error:
             raise AuthError(
-                f"Globus Auth does not take this code: {error.message or error.code}.",
+                f"Globus Auth does not take this code: {words_of(error)}.",
                 hint="A code lasts 10 minutes; run the command again for a new page.",
             ) from error
         except globus_sdk.GlobusError as error:

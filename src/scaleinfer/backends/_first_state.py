@@ -7,7 +7,6 @@ request first.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Literal
 
 from scaleinfer.backends._first_dialect import Condition
@@ -63,7 +62,6 @@ class FirstState:
         self._away_since: float | None = None
         self._refused = False
         self._warming = False
-        self._warmed_at = -math.inf
 
     @property
     def hot(self) -> bool:
@@ -141,10 +139,9 @@ class FirstState:
         """A request is on its way that starts the model."""
         self._warming = True
 
-    def warm_up_ended(self, now: float) -> None:
+    def warm_up_ended(self) -> None:
         """It has ended; the model may be on its way nevertheless."""
         self._warming = False
-        self._warmed_at = now
 
     @property
     def wants_warm_up(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,12 @@ from scaleinfer.backends._first_state import FirstState
 from scaleinfer.errors import EndpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Sequence
 
     from scaleinfer.backends._first_gateway import Gateway
+    from scaleinfer.backends._first_listing import Job
 
-__all__ = ["STARTABLE", "FirstModelStatus", "statuses_of"]
+__all__ = ["STARTABLE", "FirstModelStatus", "state_of", "statuses_of"]
 
 STARTABLE = "vllm"
 """The framework whose models are started by a request."""
@@ -61,11 +63,8 @@ async def statuses_of(gateway: Gateway) -> list[FirstModelStatus]:
             limits = await _or_nothing(gateway.model_limits(route.cluster, route.framework))
             jobs = await _or_nothing(gateway.jobs(route.cluster))
             for model in route.models:
-                state = FirstState(
-                    route.cluster, model, startable=route.framework == STARTABLE, deadline_s=1.0
-                )
-                if jobs is not None:
-                    state.told(jobs, route.framework, time.monotonic())
+                now = time.monotonic()
+                state = state_of(model, jobs, route.cluster, route.framework, now)
                 found.append(
                     FirstModelStatus(
                         route.cluster,
@@ -79,6 +78,16 @@ async def statuses_of(gateway: Gateway) -> list[FirstModelStatus]:
         return found
     finally:
         await gateway.aclose()
+
+
+def state_of(
+    model: str, jobs: Sequence[Job] | None, cluster: str, framework: str, now: float
+) -> FirstState:
+    """Return a model's state as a cluster's jobs tell it; unknown without them."""
+    state = FirstState(cluster, model, startable=framework == STARTABLE, deadline_s=math.inf)
+    if jobs is not None:
+        state.told(jobs, framework, now)
+    return state
 
 
 async def _or_nothing(told: Awaitable[Any]) -> Any:

@@ -119,7 +119,7 @@ class Watcher:
                 self._state.answered(time.monotonic())
                 self._changed.set()
         finally:
-            self._state.warm_up_ended(time.monotonic())
+            self._state.warm_up_ended()
 
 
 def _log(line: str) -> None:

@@ -34,6 +34,7 @@ __all__ = [
     "GlobusTokens",
     "TokenSource",
     "token_file",
+    "words_of",
 ]
 
 RESOURCE_SERVER = "681c10cc-f684-4540-bcd7-0b4df3bc26ef"
@@ -305,9 +306,15 @@ def _asked(ask: Callable[[], Any], origin: str) -> Any:
         if error.http_status >= 500 or error.http_status == 429:  # noqa: PLR2004 - it may pass
             raise Transient(f"Globus Auth answered {error.http_status} to a renewal.") from error
         raise AuthError(
-            f"Globus Auth does not renew the login of {origin}: {error.message or error.code}.",
+            f"Globus Auth does not renew the login of {origin}: {words_of(error)}.",
             hint=_HOW,
             fatal=True,
         ) from error
     except globus_sdk.GlobusError as error:
         raise Transient(f"Globus Auth cannot be reached to renew a token: {error}") from error
+
+
+def words_of(error: Any) -> str:
+    """Return what Globus Auth said in an error."""
+    told = error.raw_json or {}
+    return str(error.message or told.get("error") or f"HTTP {error.http_status}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -70,9 +70,7 @@ class Change:
 @dataclass(slots=True)
 class _Member:
     address: Address
-    state: Literal["new", "in"]
     missed: int = 0
-    troubled: bool = False
     tried: bool = False
     running: bool = False
     pause: float = _FIRST_PAUSE_S
@@ -96,7 +94,8 @@ class Membership:
         self._share = share
         self._random = random.Random(seed)
         self._members: dict[str, _Member] = {}
-        self._troubled = 0
+        self._new: set[str] = set()
+        self._troubled: set[str] = set()
         self._spent = 0
         self.checks = 0
 
@@ -107,11 +106,15 @@ class Membership:
 
     def members(self) -> list[str]:
         """Return the URLs of those that get calls, in the order in which they were seen."""
-        return [url for url, member in self._members.items() if member.state == "in"]
+        return [url for url in self._members if url not in self._new]
 
     def urls(self) -> set[str]:
         """Return the URLs of all that are members or may become so."""
         return set(self._members)
+
+    def is_member(self, url: str) -> bool:
+        """Return whether an endpoint gets calls."""
+        return url in self._members and url not in self._new
 
     def seen(self, addresses: Iterable[Address], now: float, *, ready: bool) -> Change:
         """The source lists these; of a URL that it names twice, the last counts.
@@ -140,27 +143,23 @@ class Membership:
             if url in self._members:
                 continue
             known = ready or address.model is not None
-            self._members[url] = _Member(address, "in" if known else "new", due=now)
+            self._members[url] = _Member(address, due=now)
+            if not known:
+                self._new.add(url)
             (joined if known else unknown).append(address)
         return Change(tuple(joined), tuple(left), tuple(unknown))
 
     def trouble(self, urls: Collection[str], now: float) -> None:
         """These members get no calls because they broke call after call; all others do."""
-        self._troubled = 0
-        for url, member in self._members.items():
-            if member.state == "new":
-                continue
-            if url not in urls:
-                if member.troubled:
-                    member.troubled, member.fine_since = False, now
-                continue
-            self._troubled += 1
-            if member.troubled:
-                continue
-            member.troubled = True
+        broken = {url for url in urls if url in self._members and url not in self._new}
+        for url in self._troubled - broken:
+            self._members[url].fine_since = now
+        for url in broken - self._troubled:
+            member = self._members[url]
             if now - member.fine_since > _FINE_S:
                 member.pause = _FIRST_PAUSE_S
             self._later(member, now)
+        self._troubled = broken
 
     def due(self, now: float, *, calls: int, most: int | None = None) -> list[Address]:
         """Return what is to be checked now; `checked` takes the outcomes.
@@ -172,19 +171,16 @@ class Membership:
         """
         waiting = [
             member
-            for member in self._members.values()
-            if not member.running
-            and member.due <= now
-            and (member.troubled or member.state == "new")
+            for member in map(self._members.__getitem__, self._new | self._troubled)
+            if not member.running and member.due <= now
         ]
-        waiting.sort(key=lambda member: member.due)
-        members = sum(member.state == "in" for member in self._members.values())
-        free = members <= self._troubled
+        waiting.sort(key=lambda member: (member.due, member.address.url))
+        free = len(self._members) - len(self._new) <= len(self._troubled)
         chosen: list[Address] = []
         for member in waiting:
             if most is not None and len(chosen) >= most:
                 break
-            again = member.troubled or member.tried
+            again = member.tried or member.address.url in self._troubled
             if again and not free:
                 if self._spent + 1 > self._share * calls:
                     continue
@@ -204,9 +200,10 @@ class Membership:
         if member is None or member.address != address:
             return False  # it left meanwhile
         member.running = False
-        wanted = member.state == "new" or member.troubled
-        if ok and member.state == "new":
-            member.state = "in"
+        new = address.url in self._new
+        wanted = new or address.url in self._troubled
+        if ok and new:
+            self._new.discard(address.url)
             member.pause, member.fine_since = _FIRST_PAUSE_S, now
         else:
             # If it was in trouble the next call tells whether it is back.
@@ -219,6 +216,9 @@ class Membership:
         member.pause = min(2 * member.pause, _LONGEST_PAUSE_S)
 
     def _drop(self, url: str, left: list[str]) -> None:
-        member = self._members.pop(url)
-        if member.state == "in":
+        del self._members[url]
+        self._troubled.discard(url)
+        if url in self._new:
+            self._new.discard(url)
+        else:
             left.append(url)

@@ -76,6 +76,11 @@ class Roster:
         self._said = ""
         self._waited, self._waited_until = 0.0, 0.0
 
+    @property
+    def started(self) -> bool:
+        """True once there has been a member."""
+        return self._watch is not None
+
     def members(self) -> list[Backend]:
         """Return the adapters of those that get calls."""
         return [self._adapters[url] for url in self._membership.members()]
@@ -223,7 +228,7 @@ class Roster:
             else:
                 ok = (await adapter.check()).ok
         finally:
-            new = address.url not in self._membership.members()
+            new = not self._membership.is_member(address.url)
             if self._membership.checked(address, time.monotonic(), ok=ok) and adapter is not None:
                 if new:
                     self._share_files()

@@ -25,10 +25,11 @@ __all__ = ["RequestWindow", "SharedNumbers", "TokenPace", "runtime_directory"]
 
 T = TypeVar("T")
 
-_MARGIN_S = 0.025
+_MARGIN_S = 0.028
 _LONGEST_MARGIN_S = 1.0
-_GROW, _SHRINK = 2.0, 0.9
-_CALM_S = 30.0
+_GROW, _SHRINK = 1.5, 0.9
+_CALM_S = 5.0
+_MANY = 3
 _PACE = 0.985
 _LONGEST_DEBT = 10.0
 _NUMBER = struct.Struct("<d")
@@ -52,6 +53,7 @@ class RequestWindow:
         self._seconds = self.most / per_second
         self._margin = _MARGIN_S * self._seconds
         self._refused_at = -math.inf
+        self._refusals = 0
 
     @property
     def seconds(self) -> float:
@@ -76,13 +78,18 @@ class RequestWindow:
             return [*recent, now], 0.0
         return recent[-self.most :], recent[-self.most] + self.seconds - now
 
-    def refused(self, now: float) -> list[float]:
-        """The server counted more than we did; return what is to be remembered."""
+    def refused(self, sent: Sequence[float], now: float) -> list[float]:
+        """The server counted more than we did; return what is to be remembered.
+
+        One refusal is jitter on the way, and the refused request has had its turn here. Several
+        at once are somebody else's requests, and then nobody sends for a second.
+        """
         if now - self._refused_at > self.seconds:
             base = _MARGIN_S * self._seconds
             self._margin = min(max(base, _GROW * self._margin), _LONGEST_MARGIN_S)
-        self._refused_at = now
-        return [now] * self.most
+            self._refused_at, self._refusals = now, 0
+        self._refusals += 1
+        return [now] * self.most if self._refusals == _MANY else list(sent)
 
     def _calm_down(self, now: float) -> None:
         base = _MARGIN_S * self._seconds

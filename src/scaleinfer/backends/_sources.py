@@ -151,14 +151,18 @@ def parse_hosts(
 
 
 def _fields(line: str) -> list[str]:
+    """Return a line's fields without its comment; a tag's value may hold blanks after a tab."""
     tabbed = "\t" in line
     fields = []
     for part in line.split("\t") if tabbed else line.split():
         if part.lstrip().startswith("#"):
             break
-        word, hash_, _ = part.partition(" #")
-        fields += [word.strip()] if word.strip() else []
-        if hash_:
+        word, comment, _ = part.partition(" #")
+        if len(word.partition("=")[0].split()) > 1:
+            fields += word.split()
+        elif word.strip():
+            fields.append(word.strip())
+        if comment:
             break
     return fields
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ from scaleinfer.backends._first_gateway import gateway_of
 from scaleinfer.backends._first_limits import FirstLimits
 from scaleinfer.backends._first_listing import alias, same
 from scaleinfer.backends._first_login import FirstLogin
-from scaleinfer.backends._first_statuses import FirstModelStatus, statuses_of
+from scaleinfer.backends._first_statuses import FirstModelStatus, state_of, statuses_of
 from scaleinfer.backends.openai import OpenAIBackend, WireKind
 from scaleinfer.errors import (
     ConfigError,
@@ -39,6 +38,7 @@ KNOWN = {"sophia": "vllm", "metis": "api", "minerva": "api"}
 """The clusters of the documentation, each with its framework."""
 _LATE = 408
 _LATE_TRIES = 2
+_MINUTES = 120.0
 _MOST_LATE = 10_000
 
 
@@ -186,12 +186,8 @@ class FirstBackend(OpenAIBackend):
         """
         await self._gateway.open()
         try:
+            self._calls.state.model = await self._served()
             await super().open()
-            try:
-                await self._find()
-            except BaseException:
-                await super().aclose()
-                raise
         except BaseException:
             await self._gateway.aclose()
             raise
@@ -229,24 +225,26 @@ class FirstBackend(OpenAIBackend):
         )
 
     async def check(self) -> EndpointStatus:
-        """Ask whether the model is there and runs; see `Backend.check`."""
+        """Ask whether the model is there and runs, without starting it; see `Backend.check`."""
         began = time.monotonic()
         try:
-            async with _opened(self):
+            await self._gateway.open()
+            try:
                 models = tuple(await self._offered())
-                await self._calls.look()
+                served = await self._served()
+                jobs = await self._gateway.jobs(self.cluster)
+            finally:
+                await self._gateway.aclose()
         except (EndpointError, ConfigError) as error:
             return EndpointStatus(self.endpoint, ok=False, detail=str(error))
-        took = time.monotonic() - began
-        state = self._calls.state
-        detail = "hot" if state.hot else state.phase.partition(": ")[2]
-        return EndpointStatus(self.endpoint, ok=True, detail=detail, models=models, latency_s=took)
+        now = time.monotonic()
+        state = state_of(served, jobs, self.cluster, self.framework, now)
+        detail = state.phase.partition(": ")[2] or "hot"
+        return EndpointStatus(
+            self.endpoint, ok=True, detail=detail, models=models, latency_s=now - began
+        )
 
     # What is asked, and under which name.
-
-    async def _models(self, opened: Any) -> list[str]:
-        del opened
-        return await self._offered()
 
     async def _offered(self) -> list[str]:
         routes = await self._gateway.routes()
@@ -268,19 +266,26 @@ class FirstBackend(OpenAIBackend):
             fatal=True,
         )
 
-    async def _find(self) -> None:
+    async def _served(self) -> str:
+        """Return the name that this cluster has for the model; settle on one if none was named."""
         offered = await self._offered()
-        assert self.model is not None
+        names = ", ".join(offered[:10]) or "nothing"
+        if self.model is None:
+            if len(offered) != 1:
+                raise ConfigError(
+                    f"no model was named, and {self.cluster}/{self.framework} offers {names}.",
+                    hint="Pass model=, or set FIRST_MODEL.",
+                )
+            self.model = offered[0]
         served = same(self.model, offered)
         if served is None:
             raise Permanent(
-                f"{self.cluster}/{self.framework} does not offer {self.model}; it offers "
-                f"{', '.join(offered[:10]) or 'nothing'}.",
+                f"{self.cluster}/{self.framework} does not offer {self.model}; it offers {names}.",
                 hint="Models that you may not use are not listed.",
                 endpoint=self.endpoint,
                 fatal=True,
             )
-        self._calls.state.model = served
+        return served
 
     def _translated(self, request: Request) -> Request:
         """Return the request under the name that this cluster has for the model."""
@@ -325,8 +330,9 @@ class FirstBackend(OpenAIBackend):
 
     def _overdue(self, now: float) -> EndpointError:
         away = self._calls.state.away_s(now)
+        long = f"{away:.0f} s" if away < _MINUTES else f"{away / 60:.0f} min"
         return Permanent(
-            f"{self._calls.served} on {self.cluster} has not run for {away / 60:.0f} min "
+            f"{self._calls.served} on {self.cluster} has not run for {long} "
             f"({self._calls.state.phase}).",
             hint="Wait longer with deadline_s=, or use other clusters too (backend='first:').",
             endpoint=self.endpoint,
@@ -368,12 +374,3 @@ def _checked(where: str) -> tuple[str, str]:
             hint="For example 'sophia/vllm'; `scaleinfer endpoints --backend first:` lists them.",
         )
     return cluster, framework
-
-
-@contextlib.asynccontextmanager
-async def _opened(backend: FirstBackend) -> Any:
-    await backend.open()
-    try:
-        yield
-    finally:
-        await backend.aclose()

@@ -204,6 +204,12 @@ class EndpointSet(Backend):
         return sum(roster.connection_wait_s() for roster in self._open.values())
 
     @property
+    def waits_for(self) -> str:
+        """What calls wait for; empty while there is a member."""
+        empty = any(roster.started and not roster.members() for roster in self._open.values())
+        return f"{self.endpoint} names no endpoint" if empty else ""
+
+    @property
     def members(self) -> list[Backend]:
         """The adapters of the endpoints that get calls on the running loop, in listed order."""
         roster = self._open.get(asyncio.get_running_loop())
@@ -211,7 +217,9 @@ class EndpointSet(Backend):
 
     def follow(self, follower: Follower) -> Sequence[Backend]:
         """Return the members, and tell the follower who comes and goes; see `Backend.follow`."""
-        return self._opened().follow(follower)
+        roster = self._open.get(asyncio.get_running_loop())
+        # A run whose endpoints could not be opened is made all the same, to say why.
+        return [] if roster is None else roster.follow(follower)
 
     async def open(self) -> None:
         """Read the list and begin to follow it, on the running loop.

@@ -6,12 +6,13 @@ import asyncio
 import math
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from scaleinfer.batch._options import Batch
 from scaleinfer.batch._rows import Packer
 from scaleinfer.batch._sent import Sent, words
-from scaleinfer.batch._submit import Log, Submission, Submitter, settled, too_large
+from scaleinfer.batch._submit import Log, Submission, Submitter, too_large
 from scaleinfer.batch._waiting import Landed, Waiting
 from scaleinfer.errors import AuthError, EndpointError, Permanent
 
@@ -112,9 +113,7 @@ class BatchClient:
         if self._count:
             self._note(f"Picking up {self._count} of an earlier run's batches.")
         if elsewhere:
-            self._note(
-                f"The journal holds {elsewhere} open batches at other endpoints; they are left."
-            )
+            self._note(f"{elsewhere} open batches in the journal are at other endpoints.")
 
     # What the run calls.
 
@@ -124,11 +123,12 @@ class BatchClient:
         Raises:
             PromptError: It cannot be written as JSON.
         """
+        over = self._clock() >= self._cancel_at
         if self._waiting.attach(row):
-            if self._waiting.late:
+            if over or self._waiting.late:
                 self._wake.set()
             return True
-        if self._clock() >= self._cancel_at:
+        if over:
             return False
         packer, group = self._packer, self._backend.group(row.request)
         if not packer.add(row, group, self._backend.line(row.custom_id, row.request)):
@@ -186,7 +186,7 @@ class BatchClient:
             for sent in self._waiting.take_settled():
                 await self._log.note(sent, "closed")
             if self._over():
-                return
+                break
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._pause())
 
@@ -231,7 +231,7 @@ class BatchClient:
             if sent.batch:
                 continue
             until = sent.planned + self._settle_s
-            found = await settled(self._backend, sent.token, until, self._settle_s)
+            found = await self._submitter.settled(sent.token, until)
             if found is None:
                 await self._add_again(await self._forget(sent))
             else:
@@ -279,15 +279,17 @@ class BatchClient:
         refused = pack.rows
         if self._packer.shrink(pack):
             refused = self._packer.give_back(pack)
-            most = f"{self._packer.max_bytes:,} bytes"
-            self._note(f"A file was too large for the endpoint; at most {most} from now on.")
+            self._note(
+                f"A file was too large; at most {self._packer.max_bytes:,} bytes from now on."
+            )
         self._flush = True
         await self._land([Landed.without_batch(row) for row in refused])
 
     async def _cancel_all(self) -> None:
         """Cancel what is at the server; rows that are not there land without an answer."""
         for sent in self._waiting.open:
-            if sent.batch and not sent.cancelled and not sent.job.ended:
+            # One that nobody here waits for is another program's.
+            if sent.batch and sent.rows and not sent.cancelled and not sent.job.ended:
                 with suppress(EndpointError):
                     await self._backend.cancel(sent.batch)
                     sent.cancelled = True
@@ -343,7 +345,7 @@ class BatchClient:
         self._hold = 0.0
         if self._next is not None and self._next.waits_for_room:
             self._next.not_before = 0.0
-        if state.phase == "failed" and not sent.landed:
+        if state.phase == "failed" and not state.begun:
             await self._not_begun(sent, state)
             return
         missing = self._waiting.fetched(sent)
@@ -375,14 +377,10 @@ class BatchClient:
                 fatal=True,
             )
         self._note(f"{sent.batch} was not begun: {said}")
-        refusal = f"{self._backend.endpoint} refused the row: {said}"
-        endpoint = self._backend.endpoint
-        await self._land(
-            [
-                Landed(row.member, row, Permanent(refusal, endpoint=endpoint), sent.batch)
-                for row in blamed
-            ]
+        refused = partial(
+            Permanent, f"the row was refused: {said}", endpoint=self._backend.endpoint
         )
+        await self._land([Landed(row.member, row, refused(), sent.batch) for row in blamed])
         await self._add_again(rows)
 
     async def _forget(self, sent: Sent) -> list[Row]:

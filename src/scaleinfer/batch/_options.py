@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from scaleinfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from scaleinfer.backends import BatchBackend
 
 __all__ = ["Batch"]
 
@@ -23,6 +26,7 @@ class Batch:
             time for it, then online. Rows that no batch can hold always go online.
         poll_s: Seconds between two looks at a batch, right after it was submitted and at most;
             default the adapter's.
+        via: The batch API to use, such as a `FirstBatches`; default the backend's own.
         settle_s: Seconds for which a batch whose submission was cut short is looked for at the
             server before its rows are submitted again.
 
@@ -36,6 +40,7 @@ class Batch:
     leftovers: Literal["auto", "batch", "online"] = "auto"
     poll_s: tuple[float, float] | None = None
     settle_s: float = 10.0
+    via: BatchBackend | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_bytes", "max_open"):

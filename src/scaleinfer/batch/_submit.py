@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from scaleinfer.batch._rows import Pack
     from scaleinfer.journal import Journal
 
-__all__ = ["Log", "Submission", "Submitter", "settled", "too_large"]
+__all__ = ["Log", "Submission", "Submitter", "too_large"]
 
 _TOO_LARGE = 413
 _NO_ROUTE = frozenset({404, 405, 501})
 _LOOKS = 5
+_LEAST_PAUSE_S = 0.001
 
 
 class Log:
@@ -152,12 +153,39 @@ class Submitter:
             if not error.reached:
                 raise
             # It may have been accepted, and must not be paid for twice.
-            found = await settled(
-                self._backend, submission.token, time.time() + self._settle_s, self._settle_s
-            )
+            until = time.time() + self._settle_s
+            found = await self.settled(submission.token, until)
             if found is None:
                 raise
             return found
+
+    async def settled(self, token: str, until: float) -> str | None:
+        """Look for a batch that may have been accepted, or may still be on its way there.
+
+        Args:
+            token: Our own name for the batch.
+            until: Unix time up to which it may still appear.
+
+        Returns:
+            The server's name for it; `None` if it has none.
+
+        Raises:
+            EndpointError: The server does not tell.
+        """
+        began = time.monotonic()
+        pause = max(self._settle_s / _LOOKS, _LEAST_PAUSE_S)
+        while True:
+            try:
+                found = await self._backend.find(token)
+            except (Permanent, AuthError):
+                raise
+            except EndpointError:
+                if time.monotonic() - began > self._patience:
+                    raise
+            else:
+                if found is not None or time.time() >= until:
+                    return found
+            await asyncio.sleep(pause)
 
     def _failed(self, submission: Submission, error: EndpointError, now: float) -> None:
         """Set the next try, or raise what does not pass."""
@@ -182,27 +210,3 @@ class Submitter:
 def too_large(error: EndpointError) -> bool:
     """Return whether an upload was refused for its size."""
     return error.status == _TOO_LARGE
-
-
-async def settled(backend: BatchBackend, token: str, until: float, settle_s: float) -> str | None:
-    """Look for a batch that may have been accepted, or may still be on its way there.
-
-    Args:
-        backend: The endpoint's batch API.
-        token: Our own name for the batch.
-        until: Unix time up to which it may still appear.
-        settle_s: Seconds that this takes at most, for the pace.
-
-    Raises:
-        EndpointError: The server does not tell, and has not up to then.
-    """
-    while True:
-        try:
-            found = await backend.find(token)
-        except EndpointError:
-            if time.time() >= until + settle_s:
-                raise
-        else:
-            if found is not None or time.time() >= until:
-                return found
-        await asyncio.sleep(max(settle_s / _LOOKS, 0.01))

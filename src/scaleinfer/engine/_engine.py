@@ -125,7 +125,7 @@ class Engine:
         packing: int | None = None,
     ) -> None:
         dispatch = dispatch or Dispatch()
-        self.authority = RetryAuthority(retry, places=pool.limit)
+        self.authority = RetryAuthority(retry, places=pool.limit * (packing or 1))
         self.last_error: EndpointError | None = None
         self.waits = Waits()
         self.remaining: int | None = None
@@ -484,7 +484,7 @@ class Engine:
     def tick(self) -> None:
         """Follow a limit that has moved by itself; to be called now and then."""
         limit = self._pool.limit
-        self.authority.resize(limit)
+        self.authority.resize(limit * (self._packing or 1))
         if self._copies is not None:
             self._copies.resize(limit)
         self._pool.wake()

@@ -109,6 +109,8 @@ class Router:
 
     def _even_out(self, endpoint: Endpoint) -> None:
         """Have a newcomer begin with the turns of the others: it has nothing to catch up."""
+        if not self._traffic.calls and not self._traffic.answered:
+            return  # nobody has any
         fewest = min((one.turns for one in self.endpoints if not one.left), default=0.0)
         endpoint.turns = max(endpoint.turns, fewest)
 

@@ -26,7 +26,8 @@ _NAME = re.compile(r"[A-Za-z0-9_.,:@+-]+")
 _WALLTIME = re.compile(r"(\d{1,4}):([0-5]\d):([0-5]\d)")
 _MIN_WALLTIME = 60
 # Before its end a job takes no further worker: this share of its time, at most so many seconds.
-_LAST_SHARE, _LAST_SECONDS = 0.1, 300
+# It is more than what a worker leaves unused, or the next one would follow it at once.
+_LAST_SHARE, _LAST_SECONDS = 0.2, 300
 
 
 @dataclass(frozen=True)

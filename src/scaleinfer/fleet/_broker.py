@@ -212,17 +212,27 @@ class Broker:
         self._tempo.tick(now - self._ticked, table.interval)
         self._ticked = now
         table.interval = self._tempo.interval(table.workers)
-        for worker in table.silent(now, silence_for(table.interval)):
-            self.lost(worker, f"was not heard of for {silence_for(table.interval):.0f} s")
+        silent = table.silent(now, silence_for(table.interval))
+        # Where nobody is heard of, it is the exchange that has gone, and no request's doing.
+        blame = len(silent) < table.workers or len(silent) == 1
+        for worker in silent:
+            why = f"was not heard of for {silence_for(table.interval):.0f} s"
+            self.lost(worker, why, blame=blame)
         self._fail_if_all_broken(now)
         self._close_desks(now)
 
-    def lost(self, worker: str, why: str) -> None:
-        """A worker is gone: its tasks go out again."""
+    def lost(self, worker: str, why: str, *, blame: bool = True) -> None:
+        """A worker is gone: its tasks go out again.
+
+        Args:
+            worker: Its name.
+            why: What happened, for messages.
+            blame: False if what it held cannot be the cause.
+        """
         known = self._known.get(worker)
         if known is None:
             return
-        for number in self.table.lost(worker):
+        for number in self.table.lost(worker, blame=blame):
             error = WorkerLost(
                 f"every worker that had it was lost; the last one, {worker} on "
                 f"{known.facts.node}, {why}",

@@ -291,8 +291,13 @@ class LeaseTable:
             for number in reversed(holder.leases):
                 self._end_lease(worker, number, self._tasks[number])
 
-    def lost(self, worker: str) -> list[int]:
-        """A worker is gone; return the tasks that are given up because too many were."""
+    def lost(self, worker: str, *, blame: bool = True) -> list[int]:
+        """A worker is gone; return the tasks that are given up because too many were.
+
+        Args:
+            worker: Its name.
+            blame: False if what it held cannot be the cause.
+        """
         holder = self._workers.pop(worker, None)
         if holder is None:
             return []
@@ -300,7 +305,7 @@ class LeaseTable:
         self._room -= holder.room
         held = {number: self._tasks[number] for number in holder.leases}
         suspects = {n: t for n, t in held.items() if t.losses >= _SUSPECT}
-        for task in (suspects or held).values():
+        for task in (suspects or held).values() if blame else ():
             task.losses += 1
         for number in reversed(held):
             self._end_lease(worker, number, held[number])

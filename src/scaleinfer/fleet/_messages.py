@@ -8,8 +8,9 @@ unpickled.
 from __future__ import annotations
 
 import base64
-import binascii
+import sys
 import zlib
+from array import array
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def unpack(text: str) -> Any:
         if not inflate.eof:
             raise ValueError("a message of more than 256 MiB, or one that was cut off")
         return orjson.loads(data)
-    except (binascii.Error, zlib.error, orjson.JSONDecodeError, TypeError, AttributeError) as error:
+    except (ValueError, zlib.error, TypeError, AttributeError) as error:
         raise ValueError(f"no message of a fleet: {error}") from error
 
 
@@ -129,7 +130,7 @@ class FormWriter:
             PromptError: It cannot be written as JSON.
         """
         number, form = self._form(request)
-        data: list[Any] = [number, request.messages, request.prompt]
+        data: list[Any] = [number, request.messages, request.prompt, request.input]
         if number < 0:
             data.append(orjson.Fragment(_form_data(form)))
         try:
@@ -174,9 +175,11 @@ class FormReader:
 
     def request(self, data: Sequence[Any]) -> Request:
         """Return the request."""
-        number, messages, prompt, *own = data
+        number, messages, prompt, text, *own = data
         form = _form_from(own[0]) if own else self._forms[number]
-        return Request(messages, prompt, form.sampling, form.schema, form.schema_name, form.model)
+        return Request(
+            messages, prompt, form.sampling, form.schema, form.schema_name, form.model, text
+        )
 
 
 def _form_data(form: AskedForm) -> bytes:
@@ -199,7 +202,7 @@ def _form_from(data: dict[str, Any]) -> AskedForm:
     )
 
 
-_OK_FIELDS = ("choices", "tool_calls", "logprobs")
+_OK_FIELDS = ("choices", "tool_calls", "logprobs", "batch")
 
 
 def answer_of(outcome: Completion | ScaleInferError, attempts: Sequence[Attempt]) -> list[Any]:
@@ -211,6 +214,8 @@ def answer_of(outcome: Completion | ScaleInferError, attempts: Sequence[Attempt]
         0, outcome.text, outcome.finish_reason, tuple(outcome.usage), outcome.model, calls,
     ]  # fmt: skip
     extra = {name: value for name in _OK_FIELDS if (value := getattr(outcome, name)) is not None}
+    if outcome.vector is not None:
+        extra["vector"] = _vector_text(outcome.vector)
     if extra:
         answer.append(extra)
     return answer
@@ -225,11 +230,29 @@ def answer_from(data: Sequence[Any]) -> tuple[Completion | ScaleInferError, list
     try:
         if data[0] == 1:
             return error_from_dict(data[1]), [Attempt(*call) for call in data[2]]
-        _, text, reason, usage, model, calls, *extra = data
-        completion = Completion(text, reason, Usage(*usage), model, **(extra[0] if extra else {}))
+        _, text, reason, usage, model, calls, *more = data
+        extra = more[0] if more else {}
+        if "vector" in extra:
+            extra = extra | {"vector": _vector_from(extra["vector"])}
+        completion = Completion(text, reason, Usage(*usage), model, **extra)
         return completion, [Attempt(*call) for call in calls]
-    except (TypeError, LookupError) as error:
+    except (TypeError, LookupError, AttributeError, ValueError) as error:
         raise ValueError(f"no answer of a worker: {error}") from error
+
+
+def _vector_text(vector: array[float]) -> str:
+    """Return float32 numbers as text, shorter than their digits."""
+    if sys.byteorder == "big":
+        vector = array("f", vector)
+        vector.byteswap()
+    return base64.b64encode(vector.tobytes()).decode()
+
+
+def _vector_from(text: str) -> array[float]:
+    vector = array("f", base64.b64decode(text, validate=True))
+    if sys.byteorder == "big":
+        vector.byteswap()
+    return vector
 
 
 def _attempt_data(attempt: Attempt) -> tuple[Any, ...]:

@@ -121,5 +121,4 @@ class Pace:
 
         As many as it has places, and what these get through until the reply after the next.
         """
-        ahead = math.ceil(_AHEAD * self._rate * self.interval)
-        return places + min(ahead, _MOST_AHEAD)
+        return places + math.ceil(min(_AHEAD * self._rate * self.interval, _MOST_AHEAD))

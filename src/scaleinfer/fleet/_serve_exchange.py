@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["serve_exchange"]
 
+_logger = logging.getLogger("scaleinfer.fleet")
+
 _TOKEN_VARIABLE = "SCALEINFER_EXCHANGE_TOKEN"
 _READY = "exchange at "
 _START_S = 30.0
@@ -49,7 +51,8 @@ async def serve_exchange(
 ) -> AsyncIterator[str]:
     """Run an HTTP exchange in a child process while the context is open.
 
-    The child ends with the context, and within seconds of this process's death.
+    The child ends with the context, and within seconds of this process's death. One that dies by
+    itself is started again on its port; what was on the way is lost with it.
 
     Args:
         log: File the child writes its log to.
@@ -64,48 +67,96 @@ async def serve_exchange(
         ConfigError: It did not start; the message names the log.
     """
     token = secrets.token_urlsafe(32) if token is None else token
-    where = f"--host={host}", f"--port={port}", f"--parent={os.getpid()}"
     log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    # Opening a log does not block for long enough to matter.
-    with log.open("ab") as out:  # noqa: ASYNC230 - see above
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "scaleinfer.fleet._serve_exchange", *where),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=out,
-            env=os.environ | {_TOKEN_VARIABLE: token},
-            start_new_session=True,  # a Ctrl-C is the parent's to handle
-        )
+    child = _Child(host, token, log)
+    keeping: asyncio.Task[None] | None = None
     try:
-        address = await _address(child, log)
+        address = await child.start(port)
+        keeping = asyncio.create_task(child.keep_running(int(address.rpartition(":")[2])))
         yield f"http://{f':{token}@' if token else ''}{address}"
     finally:
-        await asyncio.shield(_stop(child))
+        if keeping is not None:
+            keeping.cancel()
+        await asyncio.shield(child.stop(keeping))
 
 
-async def _address(child: asyncio.subprocess.Process, log: Path) -> str:
-    assert child.stdout is not None
-    line = ""
-    with contextlib.suppress(TimeoutError):
-        line = (await asyncio.wait_for(child.stdout.readline(), _START_S)).decode()
-    if line.startswith(_READY):
-        return line.removeprefix(_READY).strip()
-    said = (await asyncio.to_thread(log.read_text, "utf-8", "replace")).strip().splitlines()
-    why = said[-1] if said else "it said nothing"
-    raise ConfigError(f"the exchange did not start: {why}.", hint=f"Its log is {log}.")
+class _Child:
+    """The exchange's process.
 
+    Args:
+        host: Address to listen on.
+        token: What every request must carry.
+        log: File it writes its log to.
+    """
 
-async def _stop(child: asyncio.subprocess.Process) -> None:
-    assert child.stdin is not None
-    child.stdin.close()  # which is what the child waits for
-    try:
-        await asyncio.wait_for(child.wait(), _STOP_S)
-    except TimeoutError:
-        child.kill()
-        await child.wait()
-    with contextlib.suppress(ConnectionError):
-        await child.stdin.wait_closed()
+    def __init__(self, host: str, token: str, log: Path) -> None:
+        self._host = host
+        self._token = token
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self, port: int) -> str:
+        """Start it; return where it listens once it does.
+
+        Raises:
+            ConfigError: It did not start; the message names the log.
+        """
+        where = f"--host={self._host}", f"--port={port}", f"--parent={os.getpid()}"
+        # Opening a log does not block for long enough to matter.
+        with self._log.open("ab") as out:
+            self._process = process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "scaleinfer.fleet._serve_exchange", *where),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=out,
+                env=os.environ | {_TOKEN_VARIABLE: self._token},
+                start_new_session=True,  # a Ctrl-C is the parent's to handle
+            )
+        assert process.stdout is not None
+        line = ""
+        with contextlib.suppress(TimeoutError):
+            line = (await asyncio.wait_for(process.stdout.readline(), _START_S)).decode()
+        if line.startswith(_READY):
+            return line.removeprefix(_READY).strip()
+        log = self._log
+        said = (await asyncio.to_thread(log.read_text, "utf-8", "replace")).strip().splitlines()
+        why = said[-1] if said else "it said nothing"
+        raise ConfigError(f"the exchange did not start: {why}.", hint=f"Its log is {log}.")
+
+    async def keep_running(self, port: int) -> None:
+        """Start it again, where its clients look for it, whenever it dies; until cancelled."""
+        while True:
+            assert self._process is not None
+            status = await self._process.wait()
+            _logger.warning("the exchange ended with status %s; it is started again", status)
+            await self._end()
+            try:
+                await self.start(port)
+            except ConfigError as error:
+                _logger.warning("%s", error)
+                await self._end()
+                await asyncio.sleep(_LOOK_S)
+
+    async def stop(self, keeping: asyncio.Task[None] | None) -> None:
+        """End it."""
+        if keeping is not None:
+            await asyncio.wait({keeping})
+        await self._end()
+
+    async def _end(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()  # which is what the child waits for
+        try:
+            await asyncio.wait_for(process.wait(), _STOP_S)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        with contextlib.suppress(ConnectionError):
+            await process.stdin.wait_closed()
 
 
 def _guard(token: str) -> Any:

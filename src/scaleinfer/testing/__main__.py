@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from scaleinfer._loop import new_event_loop
 from scaleinfer.errors import ConfigError
+from scaleinfer.testing._batch_settings import BatchApi
 from scaleinfer.testing._batching_settings import Batching
 from scaleinfer.testing._changes import Change
 from scaleinfer.testing._faults import Fault
 from scaleinfer.testing._process import serve_in_this_process
 from scaleinfer.testing._server import SimulatedServer
-from scaleinfer._loop import new_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--ledger", choices=("full", "counts"), default="full")
     made.add_argument("--keep-bodies", action="store_true")
     made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--batch-seconds", type=float, help="serve /v1/batches; seconds of a batch")
     made.add_argument("--count", type=int, default=1, help="so many servers, on one core")
     _add_limits(made.add_argument_group("limits and changes"))
     _add_batching(made.add_argument_group("continuous batching"))
@@ -156,6 +158,8 @@ def options_of(arguments: Sequence[str] | None) -> dict[str, Any]:
     options["models"] = options["models"] or ["sim-model"]
     if options["json_schema"] == "answer":
         options["json_schema"] = True
+    if (seconds := options.pop("batch_seconds")) is not None:
+        options["batches"] = BatchApi(seconds=seconds)
     if options["retry_after"] == "none":
         options["retry_after"] = None
     batching = {name: options.pop(name) for name in _BATCHING}

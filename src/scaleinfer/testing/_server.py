@@ -33,7 +33,8 @@ class SimulatedServer:
 
     It listens on 127.0.0.1 and serves `/v1/chat/completions`, `/v1/completions`,
     `/v1/embeddings`, `/v1/models`, `/health`, `/metrics` and `/ledger`. Nothing about it depends
-    on luck or on the order of arrival: the same seed, prompt and attempt give the same answer, latency and fault.
+    on luck or on the order of arrival: the same seed, prompt and attempt give the same answer,
+    latency and fault.
 
     ```python
     import asyncio

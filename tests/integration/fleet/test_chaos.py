@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from tests.integration.fleet.chaos import (
     Arrivals,
@@ -129,7 +130,7 @@ async def test_a_job_that_is_cancelled_hands_its_work_back_and_another_takes_its
     assert await asyncio.to_thread(left.find) == []
 
 
-async def test_the_only_server_of_a_worker_is_killed_and_serves_again(
+async def test_the_only_server_and_the_fleets_own_exchange_are_killed_and_serve_again(
     tmp_path: Path, journal: Path, arrivals: Arrivals
 ) -> None:
     server = NodeServer(arrivals.command(LATENCY_S))
@@ -137,16 +138,26 @@ async def test_the_only_server_of_a_worker_is_killed_and_serves_again(
     async with Fleet.local(1, server=server, folder=tmp_path / "fleet", concurrency=8) as fleet:
         await fleet.ready(timeout=60)
         mapping = Mapping(fleet, journal)
-        for _ in range(2):
-            before = arrivals.count()
-            await until(lambda before=before: arrivals.count() > before + 60)  # type: ignore[misc] # bound now
-            await Chaos(fleet, arrivals).strike(Fault(0.0, "server", 0.0, 0))
-        before = arrivals.count()
-        await until(lambda: arrivals.count() > before + 60)
+        await until(lambda: arrivals.count() > 60)
+        (first,) = arrivals.servers()
+        await Chaos(fleet, arrivals).strike(Fault(0.0, "server", 0.0, 0))
+        # Enough that all of its places must be in use again.
+        await until(lambda: sum(one.pid != first for one in arrivals.all()) > 60)
+        exchange_process().kill()
+        before = fleet.status().answered
+        await until(lambda: fleet.status().answered > before + 60)
         mapping.stop()
         assert await mapping.done() == len(mapping.prompts)
+        lost = fleet.status().lost_workers
+    assert lost <= 1
     assert_nothing_lost(mapping, arrivals, most_again=60)
     assert await asyncio.to_thread(left.find) == []
+
+
+def exchange_process() -> psutil.Process:
+    mine = psutil.Process().children(recursive=True)
+    (found,) = [one for one in mine if "scaleinfer.fleet._serve_exchange" in one.cmdline()]
+    return found
 
 
 @pytest.mark.parametrize(("seed", "kind"), [(1, "redis"), (2, "http")])

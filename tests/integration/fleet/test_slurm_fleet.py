@@ -77,7 +77,7 @@ async def test_300_records_on_three_nodes_with_a_model_each_while_one_is_cut_off
 
 
 async def asked(molecules: list[dict[str, str]], fleet: Fleet, journal: Path) -> MapResult:
-    sampling = Sampling(max_tokens=4, temperature=0.0)
+    sampling = Sampling(max_tokens=2, temperature=0.0)
     return await parallel_map(
         molecules, prompt, fleet=fleet, sampling=sampling, journal=journal, progress=False
     )

@@ -254,7 +254,7 @@ def test_users_have_a_limit_each() -> None:
 def test_tokens_are_charged_after_the_answer_in_fixed_windows() -> None:
     model = FirstModel(name="m", tokens_per_minute_per_user=5)
     ask = Asker(service(model, phase_s=30.0))
-    assert ask(now=0.0)[1] == 200, "6 tokens: charged when they are there"
+    assert ask(now=0.0)[1] == 200, "its 5 tokens are charged with its answer"
     _, status, body = ask(now=1.0)
     assert status == 429
     assert body["error"]["message"] == "Tokens/minute limit exceeded"

@@ -1,0 +1,321 @@
+"""The batch API of FIRST: input and output are files on the cluster's own file system."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import os
+import posixpath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import orjson
+
+from scaleinfer.backends._batch_base import (
+    BatchBackend,
+    BatchLimits,
+    BatchProblem,
+    BatchState,
+)
+from scaleinfer.backends._batch_rows import answers_in, chunks_of, input_line
+from scaleinfer.backends._request_body import BodyWriter
+from scaleinfer.errors import ConfigError, EndpointError, Permanent, RateLimited, Transient
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from scaleinfer.backends._batch_base import BatchAnswer, BatchPhase
+    from scaleinfer.backends.openai import OpenAIBackend
+    from scaleinfer.requests import Request
+
+__all__ = ["FirstBatches", "JsonRoutes"]
+
+_LIMITS = BatchLimits(
+    rows=150_000, bytes=500 << 20, open=1, window_s=7 * 86_400.0, poll_s=(15.0, 60.0)
+)
+_PHASES: dict[str, BatchPhase] = {
+    "pending": "validating",
+    "queued": "validating",
+    "running": "in_progress",
+    "completed": "completed",
+    "failed": "failed",
+}
+_NOT_FOUND = 404
+_TIMEOUT = 60.0
+
+
+class JsonRoutes(Protocol):
+    """A gateway's routes: JSON out, JSON in, and errors as `EndpointError`."""
+
+    async def get(self, path: str) -> Any:
+        """Return what is at a path of the gateway, such as `/v1/batches`."""
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Post to a path; return the answer. Never tried again by itself."""
+
+    async def open(self) -> None:
+        """Connect."""
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+
+
+class FirstBatches(BatchBackend):
+    """FIRST's batch API on one cluster.
+
+    Where the client runs on the cluster, the files are read and written in `folder`. Elsewhere
+    `stage` and `fetch` bring them there and back, by Globus Transfer for instance.
+
+    Args:
+        gateway: Its routes: anything with `get` and `post` for JSON, or an `OpenAIBackend` whose
+            base URL is the gateway's and whose key is the user's token.
+        folder: Folder on the cluster's file system for input and output.
+        model: The model, as the cluster names it.
+        cluster: Name of the cluster.
+        framework: Name of its framework.
+        stage: `stage(data, path)` writes bytes to a path on the cluster; may be async.
+        fetch: `fetch(path)` returns the bytes of a file there; may be async.
+        limits: What the gateway allows; by default one batch at once.
+
+    Raises:
+        ConfigError: Only one of `stage` and `fetch` is given, or the folder is not absolute.
+    """
+
+    def __init__(
+        self,
+        gateway: JsonRoutes | OpenAIBackend,
+        *,
+        folder: str | os.PathLike[str],
+        model: str,
+        cluster: str = "sophia",
+        framework: str = "vllm",
+        stage: Callable[[bytes, str], Awaitable[None] | None] | None = None,
+        fetch: Callable[[str], Awaitable[bytes] | bytes] | None = None,
+        limits: BatchLimits | None = None,
+    ) -> None:
+        if (stage is None) != (fetch is None):
+            raise ConfigError("FirstBatches needs both stage= and fetch=, or neither.")
+        self._folder = os.fspath(folder).rstrip("/")
+        if not self._folder.startswith("/"):
+            raise ConfigError(f"folder must be a path on the cluster, not {self._folder!r}.")
+        self.limits = limits or _LIMITS
+        self._routes = _routes_of(gateway)
+        self.endpoint = f"{getattr(gateway, 'endpoint', 'first')} {cluster}/{framework}"
+        self._model = model
+        self._create = f"/{cluster}/{framework}/v1/batches"
+        self._stage = stage or _write
+        self._fetch = fetch or _read
+        self._bodies = BodyWriter()
+
+    async def open(self) -> None:
+        """Connect to the gateway."""
+        await self._routes.open()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._routes.aclose()
+
+    def group(self, request: Request) -> str:
+        """Return what requests must have in common; see `BatchBackend.group`."""
+        return "/v1/chat/completions" if request.prompt is None else "/v1/completions"
+
+    def line(self, custom_id: str, request: Request) -> bytes:
+        """Return a line of an input file; see `BatchBackend.line`."""
+        route = self.group(request)
+        return input_line(self._bodies, custom_id, route, request, self._model)
+
+    async def available(self) -> bool:
+        """Ask for the list of batches; see `BatchBackend.available`."""
+        try:
+            await self._routes.get("/v1/batches")
+        except EndpointError as error:
+            if error.status == _NOT_FOUND:
+                return False
+            raise
+        return True
+
+    async def upload(self, token: str, lines: list[bytes]) -> str:
+        """Write the input file on the cluster; see `BatchBackend.upload`."""
+        path = f"{self._folder}/{token}.jsonl"
+        try:
+            await _called(self._stage, b"".join(lines), path)
+        except Exception as error:
+            raise Transient(
+                f"staging {path} failed: {type(error).__name__}: {error}", endpoint=self.endpoint
+            ) from error
+        return path
+
+    async def create(self, token: str, group: str, upload: str) -> str:
+        """Start the batch; see `BatchBackend.create`.
+
+        Always with an output folder: without one the gateway starts a job that it then forgets.
+        """
+        del group
+        asked = {
+            "input_file": upload,
+            "model": self._model,
+            "output_folder_path": f"{self._folder}/{token}.out/",
+        }
+        try:
+            answer = await self._routes.post(self._create, asked)
+        except EndpointError as error:
+            code = _code(error)
+            if code == "quota_exceeded":
+                raise RateLimited(
+                    error.message, endpoint=self.endpoint, status=error.status
+                ) from error
+            if code == "batch_ongoing":
+                # This very input file: an earlier try was accepted after all.
+                found = await self.find(token)
+                if found is not None:
+                    return found
+                raise Transient(error.message, endpoint=self.endpoint) from error
+            raise
+        try:
+            return str(answer["batch_id"])
+        except (KeyError, TypeError):
+            raise Transient(
+                f"{self.endpoint} started a batch without naming it: {str(answer)[:200]}",
+                endpoint=self.endpoint,
+            ) from None
+
+    async def find(self, token: str) -> str | None:
+        """Look through the user's batches for the input file; see `BatchBackend.find`."""
+        listed = await self._routes.get("/v1/batches")
+        if isinstance(listed, dict):
+            listed = next((value for value in listed.values() if isinstance(value, list)), [])
+        for batch in listed if isinstance(listed, list) else ():
+            path = batch.get("input_file") if isinstance(batch, dict) else None
+            if isinstance(path, str) and posixpath.basename(path) == f"{token}.jsonl":
+                name = batch.get("batch_id") or batch.get("id")
+                return None if name is None else str(name)
+        return None
+
+    async def poll(self, batch: str) -> BatchState:
+        """Ask for the batch's status; see `BatchBackend.poll`."""
+        try:
+            said = await self._routes.get(f"/v1/batches/{batch}")
+        except EndpointError as error:
+            if error.status == _NOT_FOUND:
+                return BatchState("gone")
+            raise
+        status = said.get("status") if isinstance(said, dict) else said
+        phase = _PHASES.get(str(status))
+        if phase is None:
+            raise Transient(
+                f"{self.endpoint} says that a batch is {status!r}.", endpoint=self.endpoint
+            )
+        if phase == "failed":
+            problem = BatchProblem("batch_failed", await self._why_failed(batch))
+            return BatchState(phase, problems=(problem,), begun=True)
+        return BatchState(phase)
+
+    async def fetch(self, batch: str, state: BatchState) -> AsyncGenerator[list[BatchAnswer], None]:
+        """Fetch the results file from the cluster; see `BatchBackend.fetch`."""
+        if state.phase != "completed":
+            return
+        path = _results_file(await self._routes.get(f"/v1/batches/{batch}/result"))
+        if path is None:
+            raise Transient(f"{self.endpoint} names no results file.", endpoint=self.endpoint)
+        try:
+            data = await _called(self._fetch, path)
+        except FileNotFoundError as error:
+            raise Permanent(
+                f"{path} is not there.", endpoint=self.endpoint, status=_NOT_FOUND
+            ) from error
+        except Exception as error:
+            raise Transient(
+                f"fetching {path} failed: {type(error).__name__}: {error}", endpoint=self.endpoint
+            ) from error
+        answers = answers_in(data, endpoint=self.endpoint, batch=batch, model=self._model)
+        for chunk in chunks_of(answers):
+            yield chunk
+
+    async def cancel(self, batch: str) -> None:
+        """Do nothing: FIRST cannot cancel a batch."""
+
+    async def _why_failed(self, batch: str) -> str:
+        try:
+            await self._routes.get(f"/v1/batches/{batch}/result")
+        except EndpointError as error:
+            return error.message
+        return "no reason given"
+
+
+class _OverOpenAI:
+    """The routes of a gateway that an `OpenAIBackend` reaches."""
+
+    def __init__(self, backend: OpenAIBackend) -> None:
+        self._backend = backend
+
+    async def get(self, path: str) -> Any:
+        return await self._json(path, None)
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        return await self._json(path, orjson.dumps(body))
+
+    async def open(self) -> None:
+        await self._backend.open()
+
+    async def aclose(self) -> None:
+        await self._backend.aclose()
+
+    async def _json(self, path: str, body: bytes | None) -> Any:
+        response = await self._backend.request(path.lstrip("/"), body, timeout=_TIMEOUT)
+        try:
+            return orjson.loads(response.body)
+        except orjson.JSONDecodeError:
+            raise Transient(
+                f"{self._backend.endpoint}{path} did not answer with JSON.",
+                endpoint=self._backend.endpoint,
+            ) from None
+
+
+def _routes_of(gateway: Any) -> JsonRoutes:
+    routes: JsonRoutes = gateway if hasattr(gateway, "post") else _OverOpenAI(gateway)
+    return routes
+
+
+async def _called(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call what may be async, or may block."""
+    if inspect.iscoroutinefunction(function):
+        return await function(*arguments)
+    value = await asyncio.to_thread(function, *arguments)
+    return await value if inspect.isawaitable(value) else value
+
+
+def _write(data: bytes, path: str) -> None:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Complete under another name first: nobody reads half a file.
+    part = target.with_suffix(".part")
+    part.write_bytes(data)
+    part.replace(target)
+
+
+def _read(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def _code(error: EndpointError) -> str:
+    try:
+        return str(orjson.loads(error.body)["error"]["code"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return next(
+            (code for code in ("quota_exceeded", "batch_ongoing") if code in str(error)), ""
+        )
+
+
+def _results_file(said: Any) -> str | None:
+    """Return the path in a result: an object, JSON in a string, or a Python repr in one."""
+    if isinstance(said, str):
+        try:
+            said = orjson.loads(said)
+        except orjson.JSONDecodeError:
+            try:
+                said = ast.literal_eval(said)
+            except (ValueError, SyntaxError):
+                return None
+    path = said.get("results_file") if isinstance(said, dict) else None
+    return path if isinstance(path, str) else None

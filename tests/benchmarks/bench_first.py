@@ -1,0 +1,96 @@
+"""FIRST's limits: how close a map comes to them, and how often it is told: `nox -s bench -- first`.
+
+A simulated gateway with the real one's numbers (10 requests a second, 60,000 tokens a minute in
+fixed windows that are charged after the answer), and a map in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from tests.benchmarks._measure import alone, arguments, heading, median, say, table, verdict
+
+from scaleinfer import parallel_map
+from scaleinfer.backends import FirstBackend
+from scaleinfer.testing import FirstCluster, FirstModel, SimulatedFirst
+
+MODEL = "openai/gpt-oss-120b"
+STEADY_AFTER = 10.0
+REQUESTS_A_SECOND, TOKENS_A_SECOND = 10.0, 1000.0
+LATENCY = (3.0, 1.0)
+CASES = {
+    # Items, tokens of an answer.
+    "requests": (2000, 10),
+    "tokens": (600, 300),
+}
+
+
+async def client(url: str, items: int) -> dict[str, Any]:
+    """Map over the gateway; return how long it took."""
+    backend = FirstBackend("sophia/vllm", model=MODEL, base_url=url, token="any")
+    began = time.monotonic()
+    results = await parallel_map(
+        range(items), "Is {} a prime number?", backend=backend, progress="none"
+    )
+    return {"elapsed": time.monotonic() - began, "ok": len(results.ok)}
+
+
+def measured(case: str, items: int) -> dict[str, Any]:
+    """Return what the gateway saw of one map."""
+    clusters = [FirstCluster(name="sophia", models=(FirstModel(name=MODEL),))]
+    first = SimulatedFirst(
+        clusters, latency=LATENCY, answer_tokens=CASES[case][1], phase_s=20.0, ledger="full"
+    )
+    with first.in_thread():
+        run = alone("bench_first", url=first.base_url, items=items)
+    if "failed" in run:
+        raise SystemExit(run["failed"])
+    ledger = first.ledger
+    per_second = REQUESTS_A_SECOND
+    if case == "tokens":
+        each = (ledger.prompt_tokens + ledger.completion_tokens) / ledger.answered
+        per_second = min(per_second, TOKENS_A_SECOND / each)
+    ceiling = items / per_second
+    # The last answers take as long as any, whatever the limits.
+    return run | {
+        "share": ceiling / run["elapsed"],
+        "refused": ledger.rejected_share(STEADY_AFTER),
+        "early": ledger.statistics()["by_status"].get(429, 0),
+    }
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=1)
+    parser.add_argument("--case", choices=CASES)
+    parser.add_argument("--url")
+    parser.add_argument("--items", type=int)
+    options = parser.parse_args()
+    if options.url:
+        import uvloop
+
+        print(json.dumps(uvloop.run(client(options.url, options.items))), flush=True)
+        return
+    heading("FIRST's limits")
+    rows = []
+    for case in [options.case] if options.case else CASES:
+        items = options.items or (CASES[case][0] // (4 if options.quick else 1))
+        runs = []
+        for number in range(options.rounds):
+            say(f"{case}, {items:,} items, round {number + 1}")
+            runs.append(measured(case, items))
+            say(f"  {runs[-1]}")
+        share = median(run["share"] for run in runs)
+        refused = max(run["refused"] for run in runs)
+        rows.append([f"{case}: share of the limit", ">= 0.95", f"{share:.3f}",
+                     verdict(share, least=0.95)])  # fmt: skip
+        rows.append([f"{case}: 429 after {STEADY_AFTER:.0f} s", "0", f"{refused:.4f}",
+                     verdict(refused, most=0.0)])  # fmt: skip
+        if any(run["ok"] < items for run in runs):
+            raise SystemExit("items failed")
+    table(["measure", "target", "measured", "reached"], rows)
+
+
+if __name__ == "__main__":
+    main()
