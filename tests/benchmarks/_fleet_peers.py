@@ -149,7 +149,7 @@ class Peer:
 
 async def attend(peer: Peer, link: Link, tally: Tally) -> None:
     """Exchange messages until the coordinator says that it is over."""
-    heard = time.monotonic()
+    heard, failed = time.monotonic(), 0
     while not peer.ended:
         await asyncio.sleep(max(0.0, peer.due() - time.monotonic()))
         message, began = peer.message(), time.monotonic()
@@ -157,13 +157,15 @@ async def attend(peer: Peer, link: Link, tally: Tally) -> None:
         try:
             reply = await link.send(message, timeout=REPLY_S)
         except LinkError:
-            tally.failed += 1
+            failed += 1
             peer.took = time.monotonic() - began
             peer.pace.lost()
             if time.monotonic() - heard > ALONE_S:
                 return
             await asyncio.sleep(1.0)
             continue
+        # What nobody answers once the fleet is closed is not lost.
+        tally.failed, failed = tally.failed + failed, 0
         heard = time.monotonic()
         peer.took = heard - began
         tally.longest_s = max(tally.longest_s, peer.took)

@@ -1,7 +1,7 @@
 """FIRST's limits: how close a map comes to them, and how often it is told: `nox -s bench -- first`.
 
 A simulated gateway with the real one's numbers (10 requests a second, 60,000 tokens a minute in
-fixed windows that are charged after the answer), and a map in a process of its own.
+fixed windows that are charged after the answer). Each case is a process of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from tests.benchmarks._measure import alone, arguments, heading, median, say, table, verdict
 
 from scaleinfer import parallel_map
+from scaleinfer._loop import run
 from scaleinfer.backends import FirstBackend
 from scaleinfer.testing import FirstCluster, FirstModel, SimulatedFirst
 
@@ -27,26 +28,22 @@ CASES = {
 }
 
 
-async def client(url: str, items: int) -> dict[str, Any]:
-    """Map over the gateway; return how long it took."""
-    backend = FirstBackend("sophia/vllm", model=MODEL, base_url=url, token="any")
-    began = time.monotonic()
-    results = await parallel_map(
-        range(items), "Is {} a prime number?", backend=backend, progress="none"
-    )
-    return {"elapsed": time.monotonic() - began, "ok": len(results.ok)}
+async def measured(case: str, items: int) -> dict[str, Any]:
+    """Map over the gateway, both on one loop; return what the gateway saw.
 
-
-def measured(case: str, items: int) -> dict[str, Any]:
-    """Return what the gateway saw of one map."""
+    What else the machine does then delays both alike, as no network does.
+    """
     clusters = [FirstCluster(name="sophia", models=(FirstModel(name=MODEL),))]
-    first = SimulatedFirst(
-        clusters, latency=LATENCY, answer_tokens=CASES[case][1], phase_s=20.0, ledger="full"
-    )
-    with first.in_thread():
-        run = alone("bench_first", url=first.base_url, items=items)
-    if "failed" in run:
-        raise SystemExit(run["failed"])
+    answer_tokens = CASES[case][1]
+    async with SimulatedFirst(
+        clusters, latency=LATENCY, answer_tokens=answer_tokens, phase_s=20.0
+    ) as first:
+        backend = FirstBackend("sophia/vllm", model=MODEL, base_url=first.base_url, token="any")
+        began = time.monotonic()
+        results = await parallel_map(
+            range(items), "Is {} a prime number?", backend=backend, progress="none"
+        )
+        measures: dict[str, Any] = {"elapsed": time.monotonic() - began, "ok": len(results.ok)}
     ledger = first.ledger
     per_second = REQUESTS_A_SECOND
     if case == "tokens":
@@ -54,23 +51,21 @@ def measured(case: str, items: int) -> dict[str, Any]:
         per_second = min(per_second, TOKENS_A_SECOND / each)
     ceiling = items / per_second
     # The last answers take as long as any, whatever the limits.
-    return run | {
-        "share": ceiling / run["elapsed"],
+    return measures | {
+        "share": ceiling / measures["elapsed"],
         "refused": ledger.rejected_share(STEADY_AFTER),
-        "early": ledger.statistics()["by_status"].get(429, 0),
+        "refusals": ledger.statistics()["by_status"].get(429, 0),
     }
 
 
 def main() -> None:
     parser = arguments(__doc__, rounds=1)
     parser.add_argument("--case", choices=CASES)
-    parser.add_argument("--url")
     parser.add_argument("--items", type=int)
+    parser.add_argument("--alone-", type=int, dest="alone")
     options = parser.parse_args()
-    if options.url:
-        import uvloop
-
-        print(json.dumps(uvloop.run(client(options.url, options.items))), flush=True)
+    if options.alone:
+        print(json.dumps(run(measured(options.case, options.items))), flush=True)
         return
     heading("FIRST's limits")
     rows = []
@@ -79,7 +74,9 @@ def main() -> None:
         runs = []
         for number in range(options.rounds):
             say(f"{case}, {items:,} items, round {number + 1}")
-            runs.append(measured(case, items))
+            runs.append(alone("bench_first", case=case, items=items, alone_=1))
+            if "failed" in runs[-1]:
+                raise SystemExit(runs[-1]["failed"])
             say(f"  {runs[-1]}")
         share = median(run["share"] for run in runs)
         refused = max(run["refused"] for run in runs)

@@ -14,9 +14,11 @@ from pydantic import BaseModel
 
 from scaleinfer import (
     ConfigError,
+    OpenAIBackend,
     Permanent,
     Prompt,
     RunStopped,
+    Transient,
     map_sync,
     parallel_map,
     stream_map,
@@ -392,6 +394,20 @@ async def test_a_batch_whose_acceptance_was_lost_on_the_way_is_found() -> None:
         results = await mapped(server)
         assert results.texts == TEXTS
         once(server)
+
+
+async def test_a_create_is_never_sent_twice_by_itself() -> None:
+    # Over a connection that has served before, an ordinary call would be sent again.
+    faults = [Fault.drop(everywhere=True, match=lambda view: view.elapsed > 0.2)]
+    async with serving(faults) as server, OpenAIBackend(server.base_url) as backend:
+        batches = backend.batches()
+        assert batches is not None
+        assert await batches.available()
+        await asyncio.sleep(0.3)
+        seen = created(server)
+        with pytest.raises(Transient):
+            await batches.create("t", "/v1/chat/completions sim-model", "file-sim1")
+        assert created(server) == seen + 1
 
 
 async def test_an_endpoint_without_a_batch_api() -> None:

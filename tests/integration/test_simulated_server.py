@@ -20,10 +20,10 @@ import orjson
 import pytest
 from openai import APIStatusError, AsyncOpenAI, NotFoundError
 
+from scaleinfer._loop import new_event_loop
 from scaleinfer.errors import ConfigError
 from scaleinfer.testing import Batching, Change, Fault, RequestView, SimulatedServer
 from scaleinfer.testing import _server as server_module
-from scaleinfer.testing._thread import new_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

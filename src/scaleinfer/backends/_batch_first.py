@@ -262,7 +262,9 @@ class _OverOpenAI:
         await self._backend.aclose()
 
     async def _json(self, path: str, body: bytes | None) -> Any:
-        response = await self._backend.request(path.lstrip("/"), body, timeout=_TIMEOUT)
+        response = await self._backend.request(
+            path.lstrip("/"), body, timeout=_TIMEOUT, apart=body is not None
+        )
         try:
             return orjson.loads(response.body)
         except orjson.JSONDecodeError:

@@ -87,7 +87,7 @@ class OpenAIBatches(BatchBackend):
             "completion_window": "24h",
             "metadata": {_METADATA: token},
         }
-        return _text(await self._json("batches", orjson.dumps(asked)), "id")
+        return _text(await self._json("batches", orjson.dumps(asked), apart=True), "id")
 
     async def find(self, token: str) -> str | None:
         """Look through the list of batches; see `BatchBackend.find`."""
@@ -117,7 +117,9 @@ class OpenAIBatches(BatchBackend):
         """Fetch output and error file; see `BatchBackend.fetch`."""
         model = self._backend.model or ""
         for file in state.files:
-            response = await self._backend.request(f"files/{file}/content", timeout=_UPLOAD_TIMEOUT)
+            response = await self._backend.request(
+                f"files/{file}/content", timeout=_UPLOAD_TIMEOUT, apart=True
+            )
             answers = answers_in(response.body, endpoint=self.endpoint, batch=batch, model=model)
             for chunk in chunks_of(answers):
                 yield chunk
@@ -137,8 +139,11 @@ class OpenAIBatches(BatchBackend):
         content_type: str = "application/json",
         *,
         timeout: float = _TIMEOUT,
+        apart: bool = False,
     ) -> dict[str, Any]:
-        response = await self._backend.request(path, body, content_type, timeout=timeout)
+        response = await self._backend.request(
+            path, body, content_type, timeout=timeout, apart=apart
+        )
         try:
             return dict(orjson.loads(response.body))
         except (orjson.JSONDecodeError, TypeError, ValueError):

@@ -25,7 +25,8 @@ __all__ = ["RequestWindow", "SharedNumbers", "TokenPace", "runtime_directory"]
 
 T = TypeVar("T")
 
-_MARGIN_S = 0.028
+_MARGIN_S = 0.03
+_CATCH_UP = 0.4
 _LONGEST_MARGIN_S = 1.0
 _GROW, _SHRINK = 1.5, 0.9
 _CALM_S = 5.0
@@ -73,10 +74,13 @@ class RequestWindow:
         """
         self._calm_down(now)
         # Times after now are those of a host that has been started anew.
-        recent = sorted(at for at in sent if now - self.seconds < at <= now)
-        if len(recent) < self.most:
-            return [*recent, now], 0.0
-        return recent[-self.most :], recent[-self.most] + self.seconds - now
+        recent = sorted(at for at in sent if at <= now)[-self.most :]
+        ready = recent[0] + self.seconds if len(recent) == self.most else -math.inf
+        if ready > now:
+            return recent, ready - now
+        # What woke up a little late does not make all that follow late too.
+        late = _CATCH_UP * _MARGIN_S * self._seconds
+        return [*recent, max(ready, now - late)][-self.most :], 0.0
 
     def refused(self, sent: Sequence[float], now: float) -> list[float]:
         """The server counted more than we did; return what is to be remembered.

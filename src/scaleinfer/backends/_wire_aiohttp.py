@@ -39,6 +39,9 @@ class AiohttpWire:
         context: For TLS; by default one that trusts whom the environment says.
         limit: Most connections at once; by default what this process can hold.
 
+    Attributes:
+        resends: False for calls that must not arrive twice, whatever became of the first.
+
     Raises:
         ConfigError: The URL, or a variable that names certificates or a proxy, is wrong.
     """
@@ -56,6 +59,7 @@ class AiohttpWire:
         target = parse_url(url)[0]
         if target.is_socket:
             raise ConfigError("aiohttp is not used for Unix sockets.", hint='Use kind="direct".')
+        self.resends = True
         self._proxy = proxy or proxy_for(url)
         if context is None and (target.tls or (self._proxy or "").startswith("https:")):
             context = verifying_context()
@@ -90,7 +94,7 @@ class AiohttpWire:
         except WireError as error:
             # Servers close idle connections without a word. A POST that meets one fails at
             # once without a byte of answer, and is sent once more on a new connection.
-            if error.unanswered and time.monotonic() - began < STALE_WITHIN:
+            if self.resends and error.unanswered and time.monotonic() - began < STALE_WITHIN:
                 return await self._send("POST", url, body, headers, timeout)
             raise
 

@@ -24,7 +24,13 @@ from scaleinfer.backends._orca import ASK_FOR_LOAD
 from scaleinfer.backends._packing import packs
 from scaleinfer.backends._request_body import BodyWriter, in_words
 from scaleinfer.backends._secrets import Secrets
-from scaleinfer.backends._wire import WireError, is_loopback, max_connections, open_wire
+from scaleinfer.backends._wire import (
+    AiohttpWire,
+    WireError,
+    is_loopback,
+    max_connections,
+    open_wire,
+)
 from scaleinfer.errors import ConfigError, EndpointError, Permanent
 
 if TYPE_CHECKING:
@@ -302,6 +308,7 @@ class OpenAIBackend(Backend):
         content_type: str = "application/json",
         *,
         timeout: float = _CHECK_TIMEOUT,
+        apart: bool = False,
     ) -> WireResponse:
         """Get what is at a path below the base URL, or post to it, and return the 200 answer.
 
@@ -310,6 +317,8 @@ class OpenAIBackend(Backend):
             body: What to post; `None` gets.
             content_type: Of the body.
             timeout: Seconds.
+            apart: Over a connection of its own: what is posted arrives once at most, and the
+                answer may be of any size.
 
         Raises:
             EndpointError: There was no answer, or one that is an error.
@@ -319,15 +328,19 @@ class OpenAIBackend(Backend):
         if self._query:
             url += self._query.replace("?", "&") if "?" in path else self._query
         headers = self._headers if opened.keys is None else await opened.keys.headers()
+        wire = _apart(self._url) if apart else opened.wire
         try:
             kind = {"Content-Type": content_type}
-            response = await _ask(opened.wire, url, body, {**headers, **kind}, timeout)
+            response = await _ask(wire, url, body, {**headers, **kind}, timeout)
             if response.status == _UNAUTHORIZED and opened.keys is not None:
                 renewed = await opened.keys.renewed(headers)
                 if renewed is not None:
-                    response = await _ask(opened.wire, url, body, {**renewed, **kind}, timeout)
+                    response = await _ask(wire, url, body, {**renewed, **kind}, timeout)
         except WireError as error:
             raise error_from_wire(error, endpoint=self.endpoint) from error
+        finally:
+            if apart:
+                await wire.aclose()
         if response.status != _OK:
             raise self._refusal(response, "")
         return response
@@ -502,6 +515,15 @@ class OpenAIBackend(Backend):
 
 def _log(line: str) -> None:
     logging.getLogger("scaleinfer").warning(line)
+
+
+def _apart(url: str) -> Wire:
+    if url.startswith("http"):
+        wire = AiohttpWire(url)
+        wire.resends = False
+        return wire
+    # A new connection that is closed at once is not taken for one that had gone stale.
+    return open_wire(url, kind="direct")
 
 
 def _ask(

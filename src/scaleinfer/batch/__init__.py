@@ -7,10 +7,10 @@ answers again. What is submitted is in the journal first, so that no row is paid
 from __future__ import annotations
 
 from scaleinfer.batch._choice import Choice, cancel_after, choose_mode, next_place
-from scaleinfer.batch._client import BatchClient, Taker
+from scaleinfer.batch._client import BatchClient
 from scaleinfer.batch._options import Batch
 from scaleinfer.batch._rows import Row
-from scaleinfer.batch._waiting import Landed
+from scaleinfer.batch._waiting import Landed, Taker
 
 __all__ = [
     "Batch",

@@ -7,7 +7,7 @@ import math
 import time
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from scaleinfer.batch._options import Batch
 from scaleinfer.batch._rows import Packer
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     from scaleinfer.backends import BatchBackend, BatchState
     from scaleinfer.batch._rows import Row
+    from scaleinfer.batch._waiting import Taker
     from scaleinfer.journal import Journal
 
-__all__ = ["BatchClient", "Taker"]
+__all__ = ["BatchClient"]
 
 _ROOM = 2
 """Batches' worth of rows that may wait for room at the server before the input is held up."""
@@ -31,13 +32,6 @@ _GONE = 404
 _NO_ROOM = "waiting for room: the quota of batches is full"
 _QUOTA_CODES = frozenset({"token_limit_exceeded", "quota_exceeded", "rate_limit_exceeded"})
 _SIZE_CODES = frozenset({"too_many_tasks", "file_too_large", "too_many_requests"})
-
-
-class Taker(Protocol):
-    """Whoever gets the answers."""
-
-    async def landed(self, rows: list[Landed]) -> None:
-        """Take rows; return when what was answered is on disk. May `add` some of them again."""
 
 
 class BatchClient:

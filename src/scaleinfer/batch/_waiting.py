@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from scaleinfer.backends import BatchAnswer
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from scaleinfer.journal import BatchMember
     from scaleinfer.results import Completion
 
-__all__ = ["Landed", "Waiting"]
+__all__ = ["Landed", "Taker", "Waiting"]
 
 
 class Landed(NamedTuple):
@@ -31,6 +31,13 @@ class Landed(NamedTuple):
     def without_batch(cls, row: Row) -> Landed:
         """Return what becomes of a row that no batch can hold."""
         return cls(row.member, row, None, "")
+
+
+class Taker(Protocol):
+    """Whoever gets the answers."""
+
+    async def landed(self, rows: list[Landed]) -> None:
+        """Take rows; return when what was answered is on disk. May `add` some of them again."""
 
 
 class Waiting:

@@ -77,7 +77,7 @@ def late(times: list[float], most: int, seconds: float = 1.0) -> int:
 @given(
     st.sampled_from([1.0, 2.5, 10.0, 40.0]),
     st.lists(st.floats(0, 0.5), max_size=200),
-    st.lists(st.floats(0, 0.02), min_size=200, max_size=200),
+    st.lists(st.floats(0, 0.017), min_size=200, max_size=200),
 )
 def test_a_server_that_counts_seconds_refuses_nothing(
     rate: float, gaps: list[float], delays: list[float]
