@@ -62,8 +62,9 @@ async def parallel_map(
             async, that returns a string, a list of chat messages, a `Prompt`, or a dict of
             name to any of these (several questions about one item).
         backend: A `Backend`, or `"local"`, `"openai"`, a URL, a configured `AsyncOpenAI`
-            client; or a list of these, over which the calls are spread. Default: `base_url`
-            if given, else the variable `SCALEINFER_BACKEND`, else the embedded model.
+            client; a set of endpoints (`"hosts:FILE"`, `"registry:URL"`, `"env:"`), ALCF's
+            gateway (`"first:"`); or a list of these, over which the calls are spread. Default:
+            `base_url` if given, else the variable `SCALEINFER_BACKEND`, else the embedded model.
         model: Model to ask; default the backend's own.
         base_url: Address of an OpenAI-compatible server, `/v1` included.
         api_key: Key for it; default `OPENAI_API_KEY`.

@@ -140,7 +140,7 @@ def coordinator(options: argparse.Namespace) -> None:
 def join(options: argparse.Namespace) -> None:
     """Print what becomes of 2,000 workers that join within a minute."""
     heading("Simulated workers that join over a real Redis")
-    over, boxes = 40.0, options.join // 100
+    over, boxes = 40.0, options.join // 10
     with exchange("redis") as served:
         client: Any = {"case": "coordinate", "exchange": served.url, "warm": 5, "seconds": 10}
         peers: Any = {"exchange": served.url, "fleet": "bench", "mailboxes": boxes, "rate": 1}

@@ -26,7 +26,7 @@ __all__ = ["RequestWindow", "SharedNumbers", "TokenPace", "runtime_directory"]
 T = TypeVar("T")
 
 _MARGIN_S = 0.03
-_CATCH_UP = 0.4
+_CATCH_UP, _WOKE_LATE = 0.4, 0.1
 _LONGEST_MARGIN_S = 1.0
 _GROW, _SHRINK = 1.5, 0.9
 _CALM_S = 5.0
@@ -80,7 +80,8 @@ class RequestWindow:
             return recent, ready - now
         # What woke up a little late does not make all that follow late too.
         late = _CATCH_UP * _MARGIN_S * self._seconds
-        return [*recent, max(ready, now - late)][-self.most :], 0.0
+        at = max(ready, now - late) if now - ready < _WOKE_LATE * self._seconds else now
+        return [*recent, at][-self.most :], 0.0
 
     def refused(self, sent: Sequence[float], now: float) -> list[float]:
         """The server counted more than we did; return what is to be remembered.

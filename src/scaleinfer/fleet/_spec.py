@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
-from scaleinfer.backends import Backend, resolve_backend
+from scaleinfer.backends import Backend, resolve_backends
 from scaleinfer.engine import Concurrency, RateLimit, Retry
 from scaleinfer.errors import ConfigError
 from scaleinfer.fleet.node_server import NodeServer
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "WorkerSpec", "node_backends"]
 
-KINDS = frozenset({"local", "openai", "http", "https", "first", "hosts"})
+KINDS = frozenset({"local", "openai", "http", "https", "first", "hosts", "registry", "env"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,8 @@ def node_backends(
         if isinstance(spec, str) and ":" in spec and spec.partition(":")[0] not in KINDS:
             found += _made_by(spec)
         else:
-            found.append(resolve_backend(spec, model=model, base_url=base_url).backend)
+            resolved = resolve_backends(spec, model=model, base_url=base_url)
+            found += [one.backend for one in resolved]
     return found
 
 
