@@ -212,7 +212,7 @@ async def work(options: argparse.Namespace) -> dict[str, Any]:
             "fed": tally.fed,
             "fed_s": fed_at,
             "sent": tally.sent,
-            "failed": tally.failed,
+            "unanswered": tally.failed,
             "answered": tally.answered,
             "longest_s": tally.longest_s,
             "cores": (cpu_seconds() - cpu) / (time.monotonic() - since),

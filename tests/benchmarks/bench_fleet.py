@@ -154,7 +154,7 @@ def join(options: argparse.Namespace) -> None:
     fed_s = joined["fed_s"] if joined["fed"] == options.join else float("inf")
     rows = [["seconds until all were fed", "<= 60", f"{fed_s:.0f}", verdict(fed_s, most=60)]]
     for what, count in (
-        ("messages without a reply", joined["failed"]),
+        ("messages without a reply", joined["unanswered"]),
         ("answers that came twice", held["doubled"]),
         ("workers given up", held["lost_workers"]),
     ):

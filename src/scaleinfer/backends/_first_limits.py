@@ -30,7 +30,7 @@ _LOCK_LOOK_S = 0.002
 _MIB = 1024 * 1024
 _FIRST_GUESS = 512.0
 _CHARACTERS_PER_TOKEN = 4
-_EXPLORE = 10
+_EXPLORE = 0.25
 _MEMORY = 20
 _MOST_LATE_S = 60.0
 _FIRST_CALLS = 64
@@ -164,8 +164,8 @@ class TokenTurns:
     def expected(self, size: int) -> float:
         """Return the tokens that a request of so many bytes will probably cost."""
         self._asked += 1
-        # The first few are to tell what an answer costs; it is settled when they have come.
-        unknown = not self._answers and self._asked <= _EXPLORE
+        # The first ones are to tell what an answer costs; it is settled when they have come.
+        unknown = not self._answers and self._asked * _FIRST_GUESS <= _EXPLORE * self._pace.tokens
         return size * self._per_byte + (0.0 if unknown else self._answer)
 
     async def take(self, cost: float) -> None:

@@ -33,6 +33,8 @@ __all__ = ["run_worker"]
 _HEARTBEAT_S = 30.0
 """To the exchange, which nobody of ours looks at: a worker's messages are its sign of life, and
 2,000 workers that beat every 2 s would be more work than theirs."""
+_EXCHANGE_S = 20.0
+"""A worker that starts while the exchange restarts waits for it."""
 
 
 def run_worker(spec: str) -> str:
@@ -62,7 +64,7 @@ async def _worker(spec: WorkerSpec) -> str:
 
     _write_log(spec)
     factory = exchange_factory(spec.exchange, heartbeat_s=_HEARTBEAT_S)
-    await check_exchange(factory)
+    await check_exchange(factory, patience_s=_EXCHANGE_S)
     client = await factory.create_user_client(start_listener=False)
     try:
         registration = await client.register_agent(InferenceWorker, name=spec.name or None)

@@ -130,7 +130,8 @@ class Keeper:
             time.monotonic(),
             failed=error is not None,
             came=came,
-            hopeless=isinstance(error, ConfigError),
+            # Where others work, or did, the next one may too.
+            hopeless=isinstance(error, ConfigError) and not self._broker.met,
         )
         if error is not None:
             self._last_error = error

@@ -100,17 +100,27 @@ def exchange_name(factory: ExchangeFactory[Any]) -> str:
     return type(factory).__name__ if inner is None else repr(inner)
 
 
-async def check_exchange(factory: ExchangeFactory[Any]) -> None:
+async def check_exchange(factory: ExchangeFactory[Any], *, patience_s: float = 0.0) -> None:
     """Make sure that an exchange can be reached and used.
 
+    Args:
+        factory: Makes its clients.
+        patience_s: Seconds to try for, for an exchange that may just be restarting.
+
     Raises:
-        ConfigError: It cannot, within 10 s; the message names the exchange and the cause.
+        ConfigError: It cannot, within 10 s or the patience; the message names the exchange and
+            the cause.
     """
+    from scaleinfer.fleet._resilient import persist
+
     name = exchange_name(factory)
-    probe = getattr(getattr(factory, "inner", None), "probe", None)
+    inner = getattr(factory, "inner", None)
+    probe = getattr(inner, "probe", None)
     try:
-        async with asyncio.timeout(_CHECK_S):
-            if probe is not None:
+        async with asyncio.timeout(_CHECK_S + patience_s):
+            if probe is not None and inner is not None and patience_s:
+                await persist(probe, worth_another_try=inner.is_away, patience=patience_s)
+            elif probe is not None:
                 await probe()
             else:
                 # A client that is closed at once would leave its heartbeat running.

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.fleet.peers import Echo, asked, exchange, settled, station
 from tests.unit.fleet.test_keeper import Shelf, ended, kept
 
-from scaleinfer.errors import Permanent, WorkerLost
+from scaleinfer.errors import ConfigError, Permanent, WorkerLost
 from scaleinfer.fleet._broker import Broker
 from scaleinfer.fleet._leases import LeaseTable
 from scaleinfer.fleet._messages import pack, unpack
@@ -51,6 +51,22 @@ async def test_a_worker_that_leaves_because_it_is_broken_is_replaced_once_it_has
     await settled()
     # Its replacements wait longer and longer, which the launcher's error begins.
     assert len(shelf.futures) == 1
+    await ended(running)
+    await first.aclose()
+
+
+async def test_one_that_cannot_start_is_no_reason_to_give_up_where_others_work() -> None:
+    shelf, broker = Shelf(), Broker("f")
+    running = asyncio.create_task(kept(shelf, broker).run())
+    await settled()
+    first = station("f-1", Echo())
+    await exchange(broker, first)
+    shelf.futures[1].set_exception(ConfigError("the exchange cannot be used"))
+    shelf.futures[0].set_exception(WorkerLost("was ended by SIGKILL"))
+    _, answer = broker.ask(asked("hello"))
+    await settled()
+    assert broker.problem is None
+    assert not answer.done()
     await ended(running)
     await first.aclose()
 
