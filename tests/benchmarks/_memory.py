@@ -40,7 +40,7 @@ class Memory(Backend):
     def __init__(self) -> None:
         self._calls = 0
 
-    async def complete(self, request: Request, *, timeout: float | None = None) -> Completion:  # noqa: ASYNC109 - as in `Backend`
+    async def complete(self, request: Request, *, timeout: float | None = None) -> Completion:
         self._calls += 1
         await asyncio.sleep(0.02 if self._calls % 100 == 0 else 0)
         assert request.messages is not None

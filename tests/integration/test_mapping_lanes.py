@@ -33,7 +33,7 @@ class InStep(Backend):
         self,
         request: Request,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - the contract's own
+        timeout: float | None = None,
     ) -> Completion:
         self.asked += 1
         if self.asked % 500 == 0 and self.to:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
+from scaleinfer._loop import new_event_loop
 from scaleinfer.errors import ConfigError
 from scaleinfer.testing._changes import Change
 from scaleinfer.testing._ledger import Ledger
 from scaleinfer.testing._server import SimulatedServer
-from scaleinfer._loop import new_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -38,7 +38,7 @@ QUIET: dict[str, Any] = {"progress": False}
 async def until(what: Callable[[], bool], seconds: float = 40.0) -> None:
     """Wait for what another process does."""
     async with asyncio.timeout(seconds):
-        while not what():
+        while not what():  # noqa: ASYNC110 - another process does it
             await asyncio.sleep(0.05)
 
 

@@ -52,7 +52,7 @@ class ScriptedWire:
         url: str,
         body: bytes,
         headers: Mapping[str, str],
-        timeout: float | None,  # noqa: ASYNC109 - the wire's own
+        timeout: float | None,
     ) -> WireResponse:
         self.sent.append((url, json.loads(body), headers, timeout))
         return self._next()
@@ -61,7 +61,7 @@ class ScriptedWire:
         self,
         url: str,
         headers: Mapping[str, str],
-        timeout: float,  # noqa: ASYNC109 - the wire's own
+        timeout: float,
     ) -> WireResponse:
         self.sent.append((url, {}, headers, timeout))
         return self._next()

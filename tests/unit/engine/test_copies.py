@@ -43,7 +43,7 @@ class Slow(Backend):
         self,
         request: Request,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - the contract's own
+        timeout: float | None = None,
     ) -> Completion:
         call: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         self.calls.append(call)

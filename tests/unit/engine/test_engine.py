@@ -45,7 +45,7 @@ class Scripted(Backend):
         self,
         request: Request,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - the contract's own
+        timeout: float | None = None,
     ) -> Completion:
         self.timeouts.append(timeout)
         step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
@@ -253,7 +253,7 @@ async def test_each_endpoint_is_asked_for_its_own_name_of_the_model() -> None:
             self,
             request: Request,
             *,
-            timeout: float | None = None,  # noqa: ASYNC109 - the contract's own
+            timeout: float | None = None,
         ) -> Completion:
             asked.append((self.model or "", request.model))
             return await super().complete(request, timeout=timeout)
