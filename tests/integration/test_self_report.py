@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scaleinfer.testing import ServerProcess
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 QUIET: dict[str, Any] = {"progress": False}
 
