@@ -41,8 +41,12 @@ def tests(session: nox.Session) -> None:
     """Install the package and the embedded model, and run every test."""
     _install(session, "test", extras="all")
     session.run("scaleinfer", "model", "install")
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+        return
     # Much of it waits for other processes: two files at a time.
-    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs)
+    session.run("pytest", "-n", "2", "--dist", "loadfile", "-m", "not alone")
+    session.run("pytest", "-m", "alone")
 
 
 @nox.session

@@ -23,7 +23,7 @@ from scaleinfer.testing import SimulatedServer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-_PATIENCE = 2.0
+_PATIENCE = 10.0
 _OURS = ("SCALEINFER_BACKEND", "OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL")
 _RUNNERS_OWN = ("_run_tests_and_fixtures", "shutdown_default_executor", "shutdown_asyncgens")
 

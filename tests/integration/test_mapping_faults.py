@@ -310,6 +310,7 @@ async def test_an_outage_in_the_middle_is_survived() -> None:
     assert results.stats.ok == 300
 
 
+@pytest.mark.alone
 async def test_a_storm_of_errors_does_not_hold_the_loop() -> None:
     late = []
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from scaleinfer.testing import RequestView, ServerProcess
 
+pytestmark = pytest.mark.alone
+
 START = """
 import asyncio, itertools, json, sys, time
 from scaleinfer import map_sync, parallel_map, stream_map
