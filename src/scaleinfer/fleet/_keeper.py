@@ -125,13 +125,13 @@ class Keeper:
         if self._broker.has_left(name) and not isinstance(error, ConfigError):
             # One that was told to go may yet be reported as lost with its job.
             error = None
-        came = self._broker.knew(name)
+        came, answered = self._broker.knew(name), self._broker.table.statistics().answered
         self._scaling.ended(
             time.monotonic(),
             failed=error is not None,
             came=came,
-            # Where others work, or did, the next one may too.
-            hopeless=isinstance(error, ConfigError) and not self._broker.met,
+            # Where anything was answered, the settings are right.
+            hopeless=isinstance(error, ConfigError) and not answered,
         )
         if error is not None:
             self._last_error = error

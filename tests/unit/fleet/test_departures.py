@@ -55,18 +55,23 @@ async def test_a_worker_that_leaves_because_it_is_broken_is_replaced_once_it_has
     await first.aclose()
 
 
-async def test_one_that_cannot_start_is_no_reason_to_give_up_where_others_work() -> None:
+@pytest.mark.parametrize("worked", [True, False])
+async def test_one_that_cannot_start_is_a_reason_to_give_up_only_where_nothing_was_answered(
+    worked: bool,
+) -> None:
     shelf, broker = Shelf(), Broker("f")
     running = asyncio.create_task(kept(shelf, broker).run())
     await settled()
     first = station("f-1", Echo())
-    await exchange(broker, first)
+    if worked:
+        _, answer = broker.ask(asked("hello"))
+        await exchange(broker, first)
+        await exchange(broker, first)
+        assert answer.done()
     shelf.futures[1].set_exception(ConfigError("the exchange cannot be used"))
     shelf.futures[0].set_exception(WorkerLost("was ended by SIGKILL"))
-    _, answer = broker.ask(asked("hello"))
     await settled()
-    assert broker.problem is None
-    assert not answer.done()
+    assert (broker.problem is None) == worked
     await ended(running)
     await first.aclose()
 
