@@ -215,8 +215,8 @@ async def test_exact_answers_do_not_depend_on_company(local_model: Path) -> None
     requests = [ask(f"Describe the number {i}.", max_tokens=12) for i in range(4)]
     together = await asyncio.gather(*(backend.complete(one) for one in requests))
     alone = [await backend.complete(one) for one in requests]
-    assert [a.text for a in together] == [b.text for b in alone]
     shared_engine(local_model, exact=True).close()
+    assert [a.text for a in together] == [b.text for b in alone]
 
 
 def test_unreadable_model_is_a_config_error(tmp_path: Path, local_model: Path) -> None:

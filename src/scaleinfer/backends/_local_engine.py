@@ -70,6 +70,7 @@ class Job:
     on_tokens: Callable[[list[int]], None] | None = None
     future: Future[Generated] = field(default_factory=Future)
     _handle: Any = None
+    _ended: bool = False  # the token that ended the answer was read
     _result: Generated = field(default_factory=Generated)
 
 
@@ -365,13 +366,14 @@ def _read(job: Job) -> bool:
         for output in job._handle.read().values():
             fresh += output.generated_ids
             job._result.logprobs += output.generated_log_probs
-            job._result.finish_reason = (
-                "length" if output.finish_reason.name == "LENGTH" else "stop"
-            )
+            reason = output.finish_reason.name
+            job._ended |= reason != "NONE"
+            job._result.finish_reason = "length" if reason == "LENGTH" else "stop"
     job._result.token_ids += fresh
     if fresh and job.on_tokens is not None:
         job.on_tokens(fresh)
-    return bool(status != "RUNNING")
+    # The status says FINISHED a moment before the last tokens can be read.
+    return job._ended or status not in {"RUNNING", "FINISHED"}
 
 
 def _resolve(job: Job) -> None:
