@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from scaleinfer._loop import run
 from scaleinfer._session import Options, opened
@@ -24,7 +24,33 @@ if TYPE_CHECKING:
     from scaleinfer.requests import Sampling
     from scaleinfer.results import Result
 
-__all__ = ["MapResult", "RunStats", "map_sync", "parallel_map", "stream_map"]
+__all__ = ["MapOptions", "MapResult", "RunStats", "map_sync", "parallel_map", "stream_map"]
+
+
+class MapOptions(TypedDict, total=False):
+    """The keyword arguments of `parallel_map`, for functions that pass them on."""
+
+    backend: BackendSpec | Sequence[BackendSpec] | None
+    model: str | None
+    base_url: str | None
+    api_key: str | None
+    system: str | None
+    schema: type[BaseModel] | None
+    sampling: Sampling | Mapping[str, Any] | None
+    concurrency: int | Concurrency | Literal["auto"]
+    rate_limit: RateLimit | None
+    retry: Retry | None
+    priority: int
+    dispatch: Dispatch | None
+    fleet: Fleet | None
+    mode: Mode
+    deadline: float | timedelta | None
+    journal: str | os.PathLike[str] | None
+    key: Callable[[Any], Any] | None
+    ordered: bool
+    on_error: Literal["return", "raise"]
+    progress: ProgressMode
+    name: str | None
 
 
 async def parallel_map(
