@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -108,6 +109,9 @@ async def batch_plan(
     if backend is None:
         own = (one.batches() for one in backends)
         backend = next((found for found in own if found is not None), None)
+    if isinstance(mode, Batch) and backend is not None and (mode.folder or mode.stage):
+        folder = None if mode.folder is None else os.fspath(mode.folder)
+        backend.keep_files(folder, mode.stage, mode.fetch)
     stop_after = cancel_after(deadline)
     if mode == "auto":
         available = backend is not None and await _has_batches(backend)
@@ -137,6 +141,8 @@ async def batch_plan(
             f"{backends[0].endpoint} has no batch API that is known here.",
             hint="Use mode='online'.",
         )
+    if stop_after != 0.0:
+        backend.check_settings()
     if journal is None:
         progress.note("Without a journal a batch cannot be picked up again if this process ends.")
     return BatchPlan(

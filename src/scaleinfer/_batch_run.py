@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from scaleinfer._answers import Answer, Keeper, ask, joint_result, single_result
 from scaleinfer._batch_question import Asked, Item
-from scaleinfer._identity import identity_of, item_key
-from scaleinfer._run import Run, own_key, placed, stored_answer
+from scaleinfer._identity import identity_of, item_key, own_key
+from scaleinfer._run import Run, placed, stored_answer
 from scaleinfer.batch import BatchClient, Row, next_place
 from scaleinfer.errors import EndpointError, PromptError
 from scaleinfer.results import Result
@@ -371,7 +371,7 @@ class BatchRun(Run):
 
     def _answered(self, item: Item, name: str, answer: Answer) -> None:
         work, key = item.work, item.key
-        item.answers[name] = placed(answer, work, key)
+        item.answers[name] = placed(answer, work.index, key)
         item.missing -= 1
         if item.missing:
             return

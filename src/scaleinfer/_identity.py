@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from scaleinfer.errors import PromptError
+from scaleinfer.requests import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from scaleinfer.prompts import Question
     from scaleinfer.requests import Request
 
-__all__ = ["identity_of", "item_key"]
+__all__ = ["content_key", "identity_of", "item_key", "own_key"]
 
 
 def identity_of(own: str | None, request: Request) -> bytes:
@@ -36,3 +41,48 @@ def item_key(own: str | None, questions: Mapping[str, Question]) -> str:
     for name, question in sorted(questions.items()):
         joined.update(name.encode() + b"\0" + question.request.digest())
     return joined.hexdigest()
+
+
+def own_key(key: Callable[[Any], Any], item: Any) -> str:
+    """Return the user's own key of an item.
+
+    Raises:
+        PromptError: It raised, or identifies nothing.
+    """
+    try:
+        value = key(item)
+    except Exception as error:
+        raise PromptError(f"key raised {type(error).__name__}: {error}") from error
+    text = "" if value is None else str(value)
+    try:
+        usable = text.encode()
+    except UnicodeEncodeError:
+        usable = b""
+    if not usable:
+        raise PromptError(f"key returned {value!r}, which identifies nothing.")
+    return text
+
+
+def content_key(item: Any) -> str:
+    """Return a hash of an item's content, the same in every process.
+
+    Raises:
+        PromptError: The item has no content that could be told.
+    """
+    try:
+        data = orjson.dumps(
+            item, default=_content, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+        )
+    except (orjson.JSONEncodeError, TypeError) as error:
+        raise PromptError(
+            f"a {type(item).__name__} has no content to tell items apart by ({error}).",
+            hint="Name items yourself, e.g. key=lambda item: item.id.",
+        ) from error
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _content(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)
+    if dump is not None and not isinstance(value, type):
+        return dump(mode="json")
+    return plain(value)

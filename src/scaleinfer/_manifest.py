@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pydantic import BaseModel
 
     from scaleinfer.backends import Backend
@@ -29,7 +27,7 @@ _PACKAGES = ("scaleinfer", "pydantic", "aiohttp", "openai", "openvino-genai")
 def describe_run(
     *,
     backend: Backend,
-    prompt_fn: str | Callable[[Any], Any],
+    prompt_fn: Any,
     system: str | None,
     schema: type[BaseModel] | None,
     sampling: Sampling,
@@ -61,7 +59,7 @@ def describe_run(
     return _hash(_json(program)), orjson.loads(_json(facts))
 
 
-def source_of(prompt_fn: str | Callable[[Any], Any]) -> str:
+def source_of(prompt_fn: Any) -> str:
     """Return what stands for the function's source: its text, else its bytecode.
 
     A lambda typed into a plain interpreter has no source text.
@@ -72,10 +70,12 @@ def source_of(prompt_fn: str | Callable[[Any], Any]) -> str:
         return inspect.getsource(prompt_fn)
     except (OSError, TypeError):
         pass
-    function = prompt_fn if hasattr(prompt_fn, "__code__") else type(prompt_fn).__call__
-    code = getattr(function, "__code__", None)
+    code = getattr(prompt_fn, "__code__", None)
+    if code is None and callable(prompt_fn):
+        code = getattr(type(prompt_fn).__call__, "__code__", None)
     if code is None:
-        return _name(prompt_fn)
+        # A compiled graph is told apart by its nodes.
+        return f"{_name(prompt_fn)} {sorted(map(str, getattr(prompt_fn, 'nodes', ())))}"
     # Nested code objects show their address, which differs in every process.
     constants = [const for const in code.co_consts if not inspect.iscode(const)]
     return f"{code.co_code.hex()} {code.co_names} {constants!r}"

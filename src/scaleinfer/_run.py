@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scaleinfer._answers import Answer, Keeper, ask, joint_result, single_result
-from scaleinfer._identity import identity_of, item_key
+from scaleinfer._identity import content_key, identity_of, item_key, own_key
 from scaleinfer.data import END
 from scaleinfer.engine import Gate, Window
 from scaleinfer.errors import (
@@ -30,16 +30,19 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
 
     from scaleinfer._intake import Intake, Work
+    from scaleinfer._programs import Programs
     from scaleinfer.data import Source
     from scaleinfer.engine import Engine
     from scaleinfer.journal import Claim, Journal
+    from scaleinfer.program import LLM
     from scaleinfer.prompts import Question
 
-__all__ = ["Counts", "Run", "own_key", "placed", "stored_answer"]
+__all__ = ["Counts", "Run", "placed", "stored_answer"]
 
 _SETTLE = 2.0
 _LATE = 0.5
 _SPARE_LANES = 32
+_MOST_PROGRAMS = 10_000
 _GROW_EVERY = 16
 
 
@@ -77,6 +80,7 @@ class Run:
         key: The user's identity of an item.
         repairs: How often a bad answer is shown to the model again.
         ordered: True to deliver results in input order.
+        programs: Runs a program for each item, if `prompt_fn` is one.
 
     Attributes:
         counts: What the run has come to.
@@ -95,6 +99,7 @@ class Run:
         key: Callable[[Any], Any] | None,
         repairs: int,
         ordered: bool,
+        programs: Programs | None = None,
     ) -> None:
         self.counts = Counts()
         self.stopped = ""
@@ -106,6 +111,9 @@ class Run:
         self._journal = journal
         self._key = key
         self._repairs = repairs
+        self._programs = programs
+        if programs is not None:
+            programs.ask_question = self._asked_by_program
         self._most_lanes = 0
         self._taken = 0
         self._spare = 0
@@ -185,13 +193,23 @@ class Run:
         """Look whether places stay empty because lanes wait for something else."""
         engine = self._engine
         engine.tick()
+        if self._programs is not None:
+            self._programs.tick()
         idle = engine.in_flight < engine.limit * 15 // 16 and not engine.queued
         if self._spare and engine.queued:
             self._spare -= max(1, self._spare // 8)
         elif idle and self._idle and len(self._tasks) >= engine.lanes:
-            self._spare = min(engine.lanes + _SPARE_LANES, self._spare + 1 + engine.lanes // 8)
+            self._spare = min(self._most_spare(), self._spare + self._spare_step())
         self._idle = idle
         self.grow()
+
+    def _most_spare(self) -> int:
+        # A program may wait for its tools most of the time.
+        return self._engine.lanes + _SPARE_LANES if self._programs is None else _MOST_PROGRAMS
+
+    def _spare_step(self) -> int:
+        step = 1 + self._engine.lanes // 8
+        return step if self._programs is None else step + self._spare // 2
 
     def stop(self, reason: str, cause: ScaleInferError | None = None) -> None:
         """Stop the run: calls in flight are ended, answers being recorded are kept."""
@@ -294,14 +312,19 @@ class Run:
                 assert work.error is not None
                 raise work.error
             own = None if self._key is None else own_key(self._key, item)
-            key = item_key(own, questions)
+            if self._programs is not None:
+                key = content_key(item) if own is None else own
+            else:
+                key = item_key(own, questions)
         except PromptError as error:
             error.index = index
             if self._journal is not None:
                 self._journal.unrendered(index=index, key=key, error=error.to_dict())
             return Result(key=key, index=index, item=item, error=error)
+        if self._programs is not None:
+            return await self._programmed(self._programs, work, key)
         if len(questions) == 1 and "" in questions:
-            answer = await self._answer(work, key, own, "", questions[""])
+            answer = await self._own_answer(work, key, own, "", questions[""])
             return single_result(index, key, item, answer)
         return await self._joint(work, key, own, questions)
 
@@ -311,28 +334,61 @@ class Run:
         names = list(questions)
         async with asyncio.TaskGroup() as group:
             asked = [
-                group.create_task(self._answer(work, key, own, name, questions[name]))
+                group.create_task(self._own_answer(work, key, own, name, questions[name]))
                 for name in names
             ]
         answers = {name: task.result() for name, task in zip(names, asked, strict=True)}
         return joint_result(work.index, key, work.item, answers)
 
-    async def _answer(
+    async def _programmed(self, programs: Programs, work: Work, key: str) -> Result:
+        result = await programs.result(work.item, work.index, key)
+        if isinstance(result.error, PromptError) and self._journal is not None:
+            error = result.error.to_dict()
+            self._journal.unrendered(index=work.index, key=key, error=error)
+        return result
+
+    async def _asked_by_program(
+        self, question: Question, identity: bytes, name: str, llm: LLM, engine: Engine | None
+    ) -> Answer:
+        return await self._answer(
+            question, identity, index=llm.index, key=llm.key, name=name, engine=engine
+        )
+
+    async def _own_answer(
         self, work: Work, key: str, own: str | None, name: str, question: Question
+    ) -> Answer:
+        identity = b"" if self._journal is None else identity_of(own, question.request)
+        return await self._answer(
+            question, identity, index=work.index, key=key, name=name, affinity=work.affinity
+        )
+
+    async def _answer(
+        self,
+        question: Question,
+        identity: bytes,
+        *,
+        index: int,
+        key: str,
+        name: str,
+        affinity: int | None = None,
+        engine: Engine | None = None,
     ) -> Answer:
         journal, keeper = self._journal, None
         if journal is not None:
-            identity = identity_of(own, question.request)
-            claim = journal.claim_nowait(identity, key=key, question=name, index=work.index)
+            claim = journal.claim_nowait(identity, key=key, question=name, index=index)
             if claim is None:
-                claim = await journal.claim(identity, key=key, question=name, index=work.index)
+                claim = await journal.claim(identity, key=key, question=name, index=index)
             stored = stored_answer(claim, question)
             if stored is not None:
-                return placed(stored, work, key)
+                return placed(stored, index, key)
             keeper = Keeper(journal, claim, self._recording)
         try:
             answer = await ask(
-                self._engine, question, repairs=self._repairs, keeper=keeper, affinity=work.affinity
+                engine or self._engine,
+                question,
+                repairs=self._repairs,
+                keeper=keeper,
+                affinity=affinity,
             )
         except asyncio.CancelledError:
             if keeper is not None:
@@ -343,7 +399,7 @@ class Run:
         if cause is not None and not self.stopped:
             # Not from within this lane's own task: it has an answer to hand over first.
             asyncio.get_running_loop().call_soon(self.stop, cause.message, cause)
-        return placed(answer, work, key)
+        return placed(answer, index, key)
 
     def _count(self, result: Result) -> None:
         counts = self.counts
@@ -367,22 +423,7 @@ def stored_answer(claim: Claim, question: Question) -> Answer | None:
         return None  # the schema's validators have changed
 
 
-def placed(answer: Answer, work: Work, key: str) -> Answer:
+def placed(answer: Answer, index: int, key: str) -> Answer:
     if answer.error is not None:
-        answer.error.index, answer.error.key = work.index, key
+        answer.error.index, answer.error.key = index, key
     return answer
-
-
-def own_key(key: Callable[[Any], Any], item: Any) -> str:
-    try:
-        value = key(item)
-    except Exception as error:
-        raise PromptError(f"key raised {type(error).__name__}: {error}") from error
-    text = "" if value is None else str(value)
-    try:
-        usable = text.encode()
-    except UnicodeEncodeError:
-        usable = b""
-    if not usable:
-        raise PromptError(f"key returned {value!r}, which identifies nothing.")
-    return text

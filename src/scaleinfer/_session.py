@@ -19,6 +19,7 @@ from scaleinfer._batch_run import BatchRun
 from scaleinfer._intake import Intake
 from scaleinfer._interrupt import on_interrupt
 from scaleinfer._manifest import describe_run
+from scaleinfer._programs import ProgramRenderer, Programs, no_batches
 from scaleinfer._run import Run
 from scaleinfer._vitals import Vitals
 from scaleinfer.backends import Backend, resolve_backends
@@ -37,6 +38,7 @@ from scaleinfer.errors import ConfigError, EndpointError
 from scaleinfer.map_result import EndpointUse, RunStats
 from scaleinfer.observe import Snapshot, open_progress, summary_line
 from scaleinfer.prices import cost_usd
+from scaleinfer.program import Graph, Program, is_program
 from scaleinfer.prompts import Renderer
 from scaleinfer.requests import Sampling
 
@@ -60,11 +62,12 @@ __all__ = ["BackendSpec", "Options", "ProgressMode", "PromptFn", "Session", "ope
 ProgressMode = bool | Literal["auto", "bar", "notebook", "log", "none"]
 BackendSpec = Any
 """A `Backend`, a spec string, a URL, or a configured client of the openai package."""
-PromptFn = str | Callable[[Any], Any]
+PromptFn = str | Callable[[Any], Any] | Program | Graph
 
 _TICK = 0.2
 _OTHERS_MAY_OPEN = 1.0
 """Seconds that endpoints get to become ready once one of them is."""
+_TEXTS_PER_CALL = 64
 _ENDINGS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
 _CTRL_C = "Ctrl-C was pressed."
 
@@ -197,12 +200,7 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(items.aclose)
         # Complains about the template or the schema before anything is opened.
-        renderer = options.renderer(
-            options.prompt_fn,
-            system=options.system,
-            schema=options.schema,
-            sampling=options.sampling,
-        )
+        renderer = _renderer(options)
         progress = stack.enter_context(open_progress(options.progress, options.name or ""))
         if options.chosen[0].by_default:
             progress.note(f"Using the embedded model: {options.chosen[0].reason}.")
@@ -212,7 +210,7 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
         renderer.model = options.chosen[0].backend.model or backends[0].model
         journal = None if unreachable else await _open_journal(options, backends[0])
         plan = None
-        if unreachable is None:
+        if unreachable is None and not isinstance(renderer, ProgramRenderer):
             try:
                 plan = await batch_plan(
                     options.mode, options.deadline, backends=backends, retry=options.retry,
@@ -235,6 +233,16 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
             yield session
         finally:
             progress.close(session.snapshot(), session.summary())
+
+
+def _renderer(options: Options) -> Renderer:
+    prompt_fn: Any = options.prompt_fn
+    kind = options.renderer
+    if kind is Renderer and is_program(prompt_fn):
+        if options.mode != "online":
+            raise no_batches()
+        kind = ProgramRenderer
+    return kind(prompt_fn, system=options.system, schema=options.schema, sampling=options.sampling)
 
 
 async def _open_backends(
@@ -371,15 +379,15 @@ class Session:
         self._members = any(backend.many for backend in backends)
         self._cost: float | None = None
         self._discounts: dict[Backend, float] = {}
-        self._engine = Engine(
-            backends,
-            pool=pool_of(backends, options.concurrency, options.rate_limit),
-            retry=options.retry,
-            dispatch=options.dispatch,
-            model=renderer.model,
-            priority=options.priority,
-            packing=options.packing,
-        )
+        self._engine = self._engine_of(backends, renderer.model, options.packing)
+        self._programs = None
+        if isinstance(renderer, ProgramRenderer):
+            self._programs = Programs(
+                renderer,
+                sampling=options.sampling,
+                open_engine=self._open_engine,
+                price=self._price,
+            )
         self._intake = Intake(items, renderer, window=options.dispatch.prefix_window)
         self.run = (Run if plan is None else partial(BatchRun, plan=plan))(
             items,
@@ -389,10 +397,47 @@ class Session:
             key=options.key,
             repairs=options.retry.repairs,
             ordered=in_order,
+            programs=self._programs,
         )
         self._at_first = self._engine.endpoints()
         self._waits_for: dict[Backend, str] = {}
         self._vitals = Vitals(self._engine, self._intake, backends)
+
+    def _engine_of(self, backends: list[Backend], model: str | None, packing: int | None) -> Engine:
+        options = self._options
+        return Engine(
+            backends,
+            pool=pool_of(backends, options.concurrency, options.rate_limit),
+            retry=options.retry,
+            dispatch=options.dispatch,
+            model=model,
+            priority=options.priority,
+            packing=packing,
+        )
+
+    async def _open_engine(self, spec: Any, embeds: bool, stack: AsyncExitStack) -> Engine:
+        """Return an engine for calls that the map's own cannot make.
+
+        Args:
+            spec: Where to ask; `None` for the map's own endpoints.
+            embeds: True for embeddings.
+            stack: What closes it in the end.
+        """
+        backends, model = self._backends, self._renderer_model
+        if spec is not None:
+            backends = [resolved.backend for resolved in resolve_backends(spec)]
+        for backend in backends:
+            if embeds and not backend.embeds:
+                raise ConfigError(f"{backend.endpoint} makes no embeddings.")
+        if spec is not None:
+            for backend in backends:
+                await _open_backend(backend, self._options.retry, self._progress)
+                stack.push_async_callback(backend.aclose)
+                self._by_endpoint.setdefault(backend.endpoint, backend)
+            model = backends[0].model
+        engine = self._engine_of(backends, model, _TEXTS_PER_CALL if embeds else None)
+        stack.push_async_callback(engine.aclose)
+        return engine
 
     async def collect(self) -> list[Result]:
         """Return every result; those of a stopped run's other items say why it was stopped."""
@@ -517,6 +562,8 @@ class Session:
         """End what is still in flight and settle the journal; also while being cancelled."""
         try:
             await self._engine.aclose()
+            if self._programs is not None:
+                await self._programs.aclose()
         finally:
             await self.close_journal(kind, *rest)
 
@@ -553,13 +600,18 @@ class Session:
             ticker.cancel()
             watch.cancel()
 
-    def _finish(self, result: Result) -> None:
+    def _price(self, result: Result) -> None:
+        """Fill in what an answer cost, and add it to the run's bill."""
         backend = self._backend_of(result.endpoint or "")
         result.cost_usd = cost_usd(backend, result.model, result.usage)
         if result.batch is not None and result.cost_usd is not None:
             result.cost_usd *= self._discount(backend)
         if result.cost_usd is not None and not result.resumed:
             self._cost = (self._cost or 0.0) + result.cost_usd
+
+    def _finish(self, result: Result) -> None:
+        if self._programs is None:  # else each of its calls has its price
+            self._price(result)
         if result.error is None:
             return
         if self._options.on_error == "raise":

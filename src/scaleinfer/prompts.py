@@ -159,6 +159,21 @@ class Renderer:
         started = self.start(item)
         return started if isinstance(started, dict) else await self.finish(started)
 
+    def question(self, prompt: Prompt, *, model: str | None = None) -> Question:
+        """Return the question of one prompt.
+
+        Args:
+            prompt: The prompt.
+            model: Model to ask if the prompt names none; default the map's.
+
+        Raises:
+            PromptError: It is no prompt.
+        """
+        question = self._from_prompt(prompt)
+        if model is not None and prompt.model is None:
+            question.request.model = model
+        return question
+
     def _questions(self, returned: Any) -> dict[str, Question]:
         if isinstance(returned, Mapping):
             return self._named(returned)

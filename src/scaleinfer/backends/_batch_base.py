@@ -6,12 +6,17 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from scaleinfer.errors import ConfigError
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from scaleinfer.errors import EndpointError
     from scaleinfer.requests import Request
     from scaleinfer.results import Completion
+
+    Stage = Callable[[bytes, str], Awaitable[None] | None]
+    Fetch = Callable[[str], Awaitable[bytes] | bytes]
 
 __all__ = [
     "BatchAnswer",
@@ -116,6 +121,31 @@ class BatchBackend(ABC):
 
     async def aclose(self) -> None:  # noqa: B027 - as for open
         """Give back what `open` acquired."""
+
+    def keep_files(
+        self, folder: str | None, stage: Stage | None = None, fetch: Fetch | None = None
+    ) -> None:
+        """Keep input and output elsewhere than the adapter was told.
+
+        Args:
+            folder: Folder that the endpoint reads and writes; `None` for the one it was told.
+            stage: Brings bytes to a path there; may be async. `None` for the one it was told.
+            fetch: Returns the bytes of a file there; may be async. Goes with `stage`.
+
+        Raises:
+            ConfigError: The endpoint keeps files itself.
+        """
+        raise ConfigError(
+            f"{self.endpoint} keeps a batch's files itself.",
+            hint="Leave folder=, stage= and fetch= of Batch out; they are for FIRST.",
+        )
+
+    def check_settings(self) -> None:  # noqa: B027 - most need none
+        """See whether batches can be submitted at all.
+
+        Raises:
+            ConfigError: A setting is missing.
+        """
 
     @abstractmethod
     def group(self, request: Request) -> str:

@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import os
 import posixpath
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,13 +20,14 @@ from scaleinfer.backends._batch_base import (
     BatchState,
 )
 from scaleinfer.backends._batch_rows import answers_in, chunks_of, input_line
+from scaleinfer.backends._first_listing import alias
 from scaleinfer.backends._request_body import BodyWriter
 from scaleinfer.errors import ConfigError, EndpointError, Permanent, RateLimited, Transient
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Callable
 
-    from scaleinfer.backends._batch_base import BatchAnswer, BatchPhase
+    from scaleinfer.backends._batch_base import BatchAnswer, BatchPhase, Fetch, Stage
     from scaleinfer.backends.openai import OpenAIBackend
     from scaleinfer.requests import Request
 
@@ -41,6 +43,7 @@ _PHASES: dict[str, BatchPhase] = {
     "completed": "completed",
     "failed": "failed",
 }
+_FOLDER_VARIABLE = "FIRST_BATCH_FOLDER"
 _NOT_FOUND = 404
 _TIMEOUT = 60.0
 
@@ -64,13 +67,15 @@ class JsonRoutes(Protocol):
 class FirstBatches(BatchBackend):
     """FIRST's batch API on one cluster.
 
-    Where the client runs on the cluster, the files are read and written in `folder`. Elsewhere
-    `stage` and `fetch` bring them there and back, by Globus Transfer for instance.
+    `FirstBackend` has one of its own. Where the client runs on the cluster, the files are read
+    and written in `folder`. Elsewhere `stage` and `fetch` bring them there and back, such as those
+    of a `GlobusTransfer`.
 
     Args:
         gateway: Its routes: anything with `get` and `post` for JSON, or an `OpenAIBackend` whose
             base URL is the gateway's and whose key is the user's token.
-        folder: Folder on the cluster's file system for input and output.
+        folder: Folder on the cluster's file system for input and output; default the variable
+            `FIRST_BATCH_FOLDER`.
         model: The model, as the cluster names it.
         cluster: Name of the cluster.
         framework: Name of its framework.
@@ -86,26 +91,26 @@ class FirstBatches(BatchBackend):
         self,
         gateway: JsonRoutes | OpenAIBackend,
         *,
-        folder: str | os.PathLike[str],
+        folder: str | os.PathLike[str] | None = None,
         model: str,
         cluster: str = "sophia",
         framework: str = "vllm",
-        stage: Callable[[bytes, str], Awaitable[None] | None] | None = None,
-        fetch: Callable[[str], Awaitable[bytes] | bytes] | None = None,
+        stage: Stage | None = None,
+        fetch: Fetch | None = None,
         limits: BatchLimits | None = None,
     ) -> None:
         if (stage is None) != (fetch is None):
             raise ConfigError("FirstBatches needs both stage= and fetch=, or neither.")
-        self._folder = os.fspath(folder).rstrip("/")
-        if not self._folder.startswith("/"):
-            raise ConfigError(f"folder must be a path on the cluster, not {self._folder!r}.")
+        self._folder = ""
+        self._stage: Callable[..., Any] = _write
+        self._fetch: Callable[..., Any] = _read
+        folder = folder or os.environ.get(_FOLDER_VARIABLE)
+        self.keep_files(None if folder is None else os.fspath(folder), stage, fetch)
         self.limits = limits or _LIMITS
         self._routes = _routes_of(gateway)
         self.endpoint = f"{getattr(gateway, 'endpoint', 'first')} {cluster}/{framework}"
         self._model = model
         self._create = f"/{cluster}/{framework}/v1/batches"
-        self._stage = stage or _write
-        self._fetch = fetch or _read
         self._bodies = BodyWriter()
 
     async def open(self) -> None:
@@ -116,17 +121,49 @@ class FirstBatches(BatchBackend):
         """Close the connections."""
         await self._routes.aclose()
 
+    def keep_files(
+        self, folder: str | None, stage: Stage | None = None, fetch: Fetch | None = None
+    ) -> None:
+        """Keep input and output in another folder; see `BatchBackend.keep_files`.
+
+        Raises:
+            ConfigError: It is not an absolute path.
+        """
+        if folder is not None:
+            self._folder = folder.rstrip("/")
+            if not self._folder.startswith("/"):
+                raise ConfigError(f"folder must be a path on the cluster, not {self._folder!r}.")
+        if stage is not None and fetch is not None:
+            self._stage, self._fetch = stage, fetch
+
+    def check_settings(self) -> None:
+        """See whether it is known where files go; see `BatchBackend.check_settings`."""
+        if not self._folder:
+            raise ConfigError(
+                f"a batch at {self.endpoint} needs a folder on the cluster's file system.",
+                hint="Pass mode=Batch(folder='/eagle/PROJECT/batches'), with stage= and fetch= if "
+                f"this machine does not see it; or set {_FOLDER_VARIABLE}.",
+            )
+
     def group(self, request: Request) -> str:
         """Return what requests must have in common; see `BatchBackend.group`."""
-        return "/v1/chat/completions" if request.prompt is None else "/v1/completions"
+        return f"{_route(request)} {self._model_of(request)}"
 
     def line(self, custom_id: str, request: Request) -> bytes:
         """Return a line of an input file; see `BatchBackend.line`."""
-        route = self.group(request)
-        return input_line(self._bodies, custom_id, route, request, self._model)
+        model = self._model_of(request)
+        if request.model is not None:
+            request = replace(request, model=model)
+        return input_line(self._bodies, custom_id, _route(request), request, model)
+
+    def _model_of(self, request: Request) -> str:
+        asked = request.model
+        return self._model if asked is None or alias(asked) == alias(self._model) else asked
 
     async def available(self) -> bool:
         """Ask for the list of batches; see `BatchBackend.available`."""
+        if not self._folder:
+            return False
         try:
             await self._routes.get("/v1/batches")
         except EndpointError as error:
@@ -140,6 +177,8 @@ class FirstBatches(BatchBackend):
         path = f"{self._folder}/{token}.jsonl"
         try:
             await _called(self._stage, b"".join(lines), path)
+        except (EndpointError, ConfigError):
+            raise
         except Exception as error:
             raise Transient(
                 f"staging {path} failed: {type(error).__name__}: {error}", endpoint=self.endpoint
@@ -151,10 +190,9 @@ class FirstBatches(BatchBackend):
 
         Always with an output folder: without one the gateway starts a job that it then forgets.
         """
-        del group
         asked = {
             "input_file": upload,
-            "model": self._model,
+            "model": group.partition(" ")[2],
             "output_folder_path": f"{self._folder}/{token}.out/",
         }
         try:
@@ -224,6 +262,8 @@ class FirstBatches(BatchBackend):
             raise Permanent(
                 f"{path} is not there.", endpoint=self.endpoint, status=_NOT_FOUND
             ) from error
+        except (EndpointError, ConfigError):
+            raise
         except Exception as error:
             raise Transient(
                 f"fetching {path} failed: {type(error).__name__}: {error}", endpoint=self.endpoint
@@ -285,6 +325,10 @@ async def _called(function: Callable[..., Any], *arguments: Any) -> Any:
         return await function(*arguments)
     value = await asyncio.to_thread(function, *arguments)
     return await value if inspect.isawaitable(value) else value
+
+
+def _route(request: Request) -> str:
+    return "/v1/chat/completions" if request.prompt is None else "/v1/completions"
 
 
 def _write(data: bytes, path: str) -> None:

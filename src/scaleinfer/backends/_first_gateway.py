@@ -28,6 +28,8 @@ __all__ = ["Gateway", "gateway_of"]
 
 _OK = 200
 _GET_TIMEOUT = 30.0
+_POST_TIMEOUT = 60.0
+_JSON_BODY = {"Content-Type": "application/json"}
 _TURNS_AGAIN = 3
 _LISTING_FRESH_S = 300.0
 _JOBS_FRESH_S = 5.0
@@ -69,6 +71,11 @@ class Gateway:
         self._tokens = tokens
         self._wire_kind = wire_kind
         self._here: WeakKeyDictionary[asyncio.AbstractEventLoop, _Here] = WeakKeyDictionary()
+
+    @property
+    def endpoint(self) -> str:
+        """Its name in results and journals."""
+        return self.url
 
     def _on_this_loop(self) -> _Here:
         loop = asyncio.get_running_loop()
@@ -142,8 +149,32 @@ class Gateway:
         wire = self._on_this_loop().wire
         assert wire is not None, "the gateway is not open"
         url = f"{self.url}{path}"
+        return await self._json(url, lambda head: wire.get(url, head, _GET_TIMEOUT), {})
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Post JSON to a path of the gateway; return the JSON that it answers with.
+
+        Sent again only where the gateway has not looked at it: with a token that it refused, or
+        out of turn.
+
+        Raises:
+            EndpointError: It refused, or there was no answer; what was sent may have been done.
+        """
+        wire = self._on_this_loop().wire
+        assert wire is not None, "the gateway is not open"
+        url, data = f"{self.url}{path}", orjson.dumps(body)
+        return await self._json(
+            url, lambda head: wire.post(url, data, head, _POST_TIMEOUT), _JSON_BODY
+        )
+
+    async def _json(
+        self,
+        url: str,
+        call: Callable[[Mapping[str, str]], Awaitable[WireResponse]],
+        headers: Mapping[str, str],
+    ) -> Any:
         try:
-            response = await self.send({}, lambda headers: wire.get(url, headers, _GET_TIMEOUT))
+            response = await self.send(headers, call)
         except WireError as error:
             raise error_from_wire(error, endpoint=self.url) from error
         if response.status != _OK:

@@ -16,7 +16,7 @@ from scaleinfer.backends._first_gateway import gateway_of
 from scaleinfer.backends._first_limits import FirstLimits
 from scaleinfer.backends._first_listing import alias, same
 from scaleinfer.backends._first_login import FirstLogin
-from scaleinfer.backends._first_statuses import FirstModelStatus, state_of, statuses_of
+from scaleinfer.backends._first_statuses import STARTABLE, FirstModelStatus, state_of, statuses_of
 from scaleinfer.backends.openai import OpenAIBackend, WireKind
 from scaleinfer.errors import (
     ConfigError,
@@ -27,6 +27,7 @@ from scaleinfer.errors import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+    from scaleinfer.backends._batch_base import BatchBackend
     from scaleinfer.backends._wire import WireResponse
     from scaleinfer.requests import Request
     from scaleinfer.results import Completion
@@ -222,6 +223,19 @@ class FirstBackend(OpenAIBackend):
         """Ask several requests; see `Backend.complete_many`."""
         return await super().complete_many(
             [self._translated(request) for request in requests], timeout=timeout
+        )
+
+    def batches(self) -> BatchBackend | None:
+        """Return the adapter to the cluster's batch API, where the framework has one."""
+        if self.framework != STARTABLE or self.model is None:
+            return None
+        from scaleinfer.backends._batch_first import FirstBatches
+
+        return FirstBatches(
+            self._gateway,
+            model=self._calls.served or self.model,
+            cluster=self.cluster,
+            framework=self.framework,
         )
 
     async def check(self) -> EndpointStatus:

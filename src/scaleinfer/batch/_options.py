@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Literal
 from scaleinfer.errors import ConfigError
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Awaitable, Callable
+
     from scaleinfer.backends import BatchBackend
 
 __all__ = ["Batch"]
@@ -27,6 +30,11 @@ class Batch:
         poll_s: Seconds between two looks at a batch, right after it was submitted and at most;
             default the adapter's.
         via: The batch API to use, such as a `FirstBatches`; default the backend's own.
+        folder: Of FIRST: folder on the cluster's file system for input and output; default the
+            variable `FIRST_BATCH_FOLDER`.
+        stage: Of FIRST, where the client does not see that folder: `stage(data, path)` writes
+            bytes to a path on the cluster; may be async. `GlobusTransfer` has one.
+        fetch: `fetch(path)` returns the bytes of a file there; goes with `stage`.
         settle_s: Seconds for which a batch whose submission was cut short is looked for at the
             server before its rows are submitted again.
 
@@ -41,6 +49,9 @@ class Batch:
     poll_s: tuple[float, float] | None = None
     settle_s: float = 10.0
     via: BatchBackend | None = None
+    folder: str | os.PathLike[str] | None = None
+    stage: Callable[[bytes, str], Awaitable[None] | None] | None = None
+    fetch: Callable[[str], Awaitable[bytes] | bytes] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_bytes", "max_open"):
@@ -53,5 +64,7 @@ class Batch:
             )
         if self.poll_s is not None and not 0 < self.poll_s[0] <= self.poll_s[1]:
             raise ConfigError(f"Batch.poll_s=(first, most) needs 0 < first <= most: {self.poll_s}.")
+        if (self.stage is None) != (self.fetch is None):
+            raise ConfigError("Batch needs both stage= and fetch=, or neither.")
         if not self.settle_s >= 0:
             raise ConfigError(f"Batch.settle_s must not be negative, not {self.settle_s}.")

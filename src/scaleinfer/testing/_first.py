@@ -33,10 +33,14 @@ class SimulatedFirst(SimulatedServer):
     """FIRST, the inference gateway of Argonne's computing facility, without the facility.
 
     It listens on 127.0.0.1 and serves the gateway's routes under `/resource_server`:
-    `/list-endpoints`, `/whoami`, `/{cluster}/jobs`, `/{cluster}/models`, and
-    `/{cluster}/{framework}/v1/` with `chat/completions`, `completions` and `embeddings`. It
-    has the gateway's limits (requests a second of a user over all routes, tokens a minute in
-    fixed windows that are charged after the answer), its cold starts and its error bodies.
+    `/list-endpoints`, `/whoami`, `/{cluster}/jobs`, `/{cluster}/models`, `/v1/batches`, and
+    `/{cluster}/{framework}/v1/` with `chat/completions`, `completions`, `embeddings` and, but
+    on direct clusters, `batches`. It has the gateway's limits (requests a second of a user over
+    all routes, tokens a minute in fixed windows that are charged after the answer), its cold
+    starts and its error bodies.
+
+    Batches (`batches=`, see `BatchApi`; one active one for each user by default) read their input
+    from this machine's files and write their output there. One that expires has failed.
 
     ```python
     import asyncio
@@ -115,7 +119,8 @@ class SimulatedFirst(SimulatedServer):
         Reasons: `requests`, `tokens`, `inactive token`, `lapsed`, `wrong provider`, `no header`,
         `denied`, `unknown model`, `unknown cluster`, `unsupported framework`,
         `unsupported endpoint`, `bad field`, `bad session`, `too large`, `offline`, `not ready`,
-        `not live`, `timeout`, `cluster maintenance`, `maintenance`.
+        `not live`, `timeout`, `cluster maintenance`, `maintenance`, `batches` (the quota),
+        `batch ongoing`, `batch early`, `batch failed`, `unknown batch`, `no folder`.
         """
         return self._gateway.refused
 

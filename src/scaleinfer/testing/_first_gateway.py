@@ -29,7 +29,7 @@ __all__ = ["Gateway", "GatewayRules", "Place"]
 _SECOND = 1.0
 _FREE_NODES = 3
 _ROUTES = {
-    False: ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"),
+    False: ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/batches"),
     True: ("/v1/chat/completions",),
 }
 

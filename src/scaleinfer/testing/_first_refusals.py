@@ -169,6 +169,37 @@ def too_many_tokens(of_all: float, of_user: float) -> FirstRefusal:
     )
 
 
+# Batches.
+
+
+def too_many_batches(most: int) -> FirstRefusal:
+    """The user has as many active batches as one may have."""
+    said = f"Quota of {most} active batch(es) exceeded."
+    return _error(HTTPStatus.BAD_REQUEST, "quota_exceeded", said)
+
+
+def same_file(path: str) -> FirstRefusal:
+    """An active batch has the same input file."""
+    said = f"Input file {path} already used by ongoing batch."
+    return _error(HTTPStatus.BAD_REQUEST, "batch_ongoing", said)
+
+
+def unknown_batch(name: str) -> FirstRefusal:
+    """The user has no such batch."""
+    return _error(HTTPStatus.NOT_FOUND, "batch_not_found", f"Batch {name} does not exist.")
+
+
+def batch_early() -> FirstRefusal:
+    """Its result is asked for before there is one."""
+    said = "Batch not completed yet. Results not ready."
+    return _error(HTTPStatus.BAD_REQUEST, "batch_ongoing", said)
+
+
+def batch_failed(why: str) -> FirstRefusal:
+    """It has failed."""
+    return _error(HTTPStatus.BAD_REQUEST, "batch_failed", str((f"Batch failed: {why}", 400, "")))
+
+
 # What state it is in.
 
 

@@ -12,6 +12,7 @@ import orjson
 from scaleinfer.testing import _first_refusals as refusals
 from scaleinfer.testing import _refusals
 from scaleinfer.testing._delivery import deliver
+from scaleinfer.testing._first_batches import FIRST_BATCHES, ClusterBatches
 from scaleinfer.testing._first_refusals import FirstRefusal
 from scaleinfer.testing._job import Job
 from scaleinfer.testing._pages import is_own
@@ -33,6 +34,7 @@ ROOT = "/resource_server"
 _COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
 _EMBEDDINGS = "/v1/embeddings"
 _WANTED = {_COMPLETIONS[0]: "messages", _COMPLETIONS[1]: "prompt", _EMBEDDINGS: "input"}
+_BATCHES = "/v1/batches"
 _ROUTE_PARTS = 4
 _RESERVED = frozenset({
     "api_port", "cache_salt", "openai_endpoint", "stream_task_id", "stream_task_token",
@@ -61,6 +63,10 @@ class FirstService(Service):
     ) -> None:
         super().__init__(settings, ledger, epoch=epoch)
         self.gateway = gateway
+        self._offline = None  # files and batches of a plain server
+        self._batches = ClusterBatches(
+            gateway, settings.batches or FIRST_BATCHES, settings, ledger, epoch=epoch
+        )
         self._responder = FirstResponder(
             settings, ledger, self.conditions, lambda: self.load, epoch=epoch
         )
@@ -193,7 +199,9 @@ class FirstService(Service):
         job.started = job.due = now + job.verdict.delay
         return job
 
-    def _gateway_page(self, head: Head, data: bytes) -> Any:
+    def _gateway_page(  # noqa: PLR0911 - one return for each route
+        self, head: Head, data: bytes
+    ) -> Any:
         """Return the JSON of everything that is no completion."""
         path = head.path.removeprefix(ROOT)
         if head.method == "GET" and path in ("/health", "/status"):
@@ -203,21 +211,25 @@ class FirstService(Service):
         if head.method == "POST" and route is not None and route[2] in _WANTED:
             return self._embed(route, data, head)
         parts = path.strip("/").split("/")
-        known = parts in (["list-endpoints"], ["whoami"]) or parts[1:] in (["jobs"], ["models"])
-        if not head.path.startswith(ROOT) or head.method != "GET" or not known:
+        submits = head.method == "POST" and route is not None and route[2] == _BATCHES
+        if not submits and (head.method != "GET" or not _is_page(head.path, parts)):
             raise refusals.no_page(head.method, path)
         if self.gateway.maintenance:
             raise self.gateway.refusal("maintenance", refusals.maintenance())
         user = self.gateway.user(head.authorization, self._now)
+        if route is not None and submits:
+            return self._batches.submit(*route[:2], data, user, self._now)
+        asked = parse_qs(head.query)
         match parts:
             case ["list-endpoints"]:
                 return self.gateway.endpoints()
             case ["whoami"]:
                 return {"username": user}
+            case ["v1", "batches", *below]:
+                return self._batches.get(below, asked.get("status", [None])[0], user, self._now)
             case [cluster, "jobs"]:
                 return self.gateway.jobs(cluster, self._now)
-        wanted = parse_qs(head.query).get("model_id", [None])
-        return self.gateway.models(parts[0], wanted[0])
+        return self.gateway.models(parts[0], asked.get("model_id", [None])[0])
 
     def _embed(self, route: tuple[str, str, str], data: bytes, head: Head) -> dict[str, Any]:
         body, refusal = self._parse_body(data)
@@ -250,6 +262,12 @@ class FirstResponder(Responder):
             keep_alive=job.keep_alive,
             content_type=refusal.content_type,
         )
+
+
+def _is_page(path: str, parts: list[str]) -> bool:
+    """Return whether there is something to get under a path."""
+    known = parts in (["list-endpoints"], ["whoami"]) or parts[1:] in (["jobs"], ["models"])
+    return path.startswith(ROOT) and (known or parts[:2] == ["v1", "batches"])
 
 
 def _route(path: str) -> tuple[str, str, str] | None:
