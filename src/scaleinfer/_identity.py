@@ -84,5 +84,8 @@ def content_key(item: Any) -> str:
 def _content(value: Any) -> Any:
     dump = getattr(value, "model_dump", None)
     if dump is not None and not isinstance(value, type):
-        return dump(mode="json")
+        content = dump(mode="json")
+        if type(value).__module__.startswith("langchain_core.messages"):
+            content.pop("id", None)  # LangGraph gives a message one when it first meets it
+        return content
     return plain(value)

@@ -62,9 +62,11 @@ class Programs:
         sampling: The map's sampling parameters.
         engines: Those of further endpoints.
         ask_question: Asks, with the journal's help; set by the run.
+        recorded: True if there is a journal; set by the run.
     """
 
     ask_question: AskQuestion
+    recorded = False
 
     def __init__(
         self,
@@ -83,6 +85,12 @@ class Programs:
         self._opening = asyncio.Lock()
         self._stack = AsyncExitStack()
         self._asked: dict[LLM, Counter[bytes]] = {}
+
+    def outside(self, key: str) -> LLM:
+        """Return what makes calls that belong to no item."""
+        llm = LLM(None, 0, key, self, most_calls=1)
+        self._asked[llm] = Counter()
+        return llm
 
     async def result(self, item: Any, index: int, key: str) -> Result:
         """Run the program for one item; what it raises is in the result."""
@@ -113,7 +121,9 @@ class Programs:
 
         return await run_graph(program, item, llm.key)
 
-    async def ask(self, llm: LLM, prompt: Prompt, backend: Any) -> Result:
+    async def ask(
+        self, llm: LLM, prompt: Prompt, backend: Any, on_text: Callable[[str], None] | None
+    ) -> Result:
         """Ask one question of an item's program.
 
         Raises:
@@ -121,6 +131,8 @@ class Programs:
         """
         engine, model = await self._engine(backend, embeds=False)
         question = self._renderer.question(prompt, model=model)
+        if question.schema is None:
+            question.request.on_text = on_text
         return await self._asked_by(llm, question, engine)
 
     async def embed(
@@ -148,16 +160,18 @@ class Programs:
         return vectors
 
     async def _asked_by(self, llm: LLM, question: Question, engine: Engine | None) -> Result:
-        digest = question.request.digest()
         asked = self._asked.get(llm)
         if asked is None:
             raise PromptError("llm was called after its program had ended.")
-        occurrence = asked[digest]
-        asked[digest] += 1
-        identity = hashlib.blake2b(
-            b"%b\0%b%d" % (llm.key.encode(), digest, occurrence), digest_size=16
-        ).digest()
-        name = str(asked.total())
+        identity, name = b"", ""
+        if self.recorded:
+            digest = question.request.digest()
+            occurrence = asked[digest]
+            asked[digest] += 1
+            identity = hashlib.blake2b(
+                b"%b\0%b%d" % (llm.key.encode(), digest, occurrence), digest_size=16
+            ).digest()
+            name = str(asked.total())
         answer = await self.ask_question(question, identity, name, llm, engine)
         result = single_result(llm.index, llm.key, llm.item, answer)
         self._price(result)

@@ -114,6 +114,7 @@ class Run:
         self._programs = programs
         if programs is not None:
             programs.ask_question = self._asked_by_program
+            programs.recorded = journal is not None
         self._most_lanes = 0
         self._taken = 0
         self._spare = 0

@@ -55,9 +55,10 @@ if TYPE_CHECKING:
     from scaleinfer.fleet import Fleet
     from scaleinfer.journal import Journal
     from scaleinfer.observe import Progress
+    from scaleinfer.program import LLM
     from scaleinfer.results import Result
 
-__all__ = ["BackendSpec", "Options", "ProgressMode", "PromptFn", "Session", "opened"]
+__all__ = ["BackendSpec", "Options", "ProgressMode", "PromptFn", "Session", "open_calls", "opened"]
 
 ProgressMode = bool | Literal["auto", "bar", "notebook", "log", "none"]
 BackendSpec = Any
@@ -235,6 +236,28 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
             progress.close(session.snapshot(), session.summary())
 
 
+@asynccontextmanager
+async def open_calls(**arguments: Any) -> AsyncIterator[LLM]:
+    """Open what single calls need; see `scaleinfer.program.open_llm`."""
+    options = Options.of(**_OUTSIDE | arguments)
+    async with opened(options, in_order=False) as session:
+        if session.run.cause is not None:
+            raise session.run.cause
+        yield session.outside()
+
+
+async def _no_program(item: Any, llm: LLM) -> None:
+    """Stand for the program that a map would have."""
+
+
+_OUTSIDE: dict[str, Any] = {
+    "items": (), "prompt_fn": _no_program, "key": None, "ordered": True, "on_error": "return",
+    "backend": None, "model": None, "base_url": None, "api_key": None, "system": None,
+    "schema": None, "sampling": None, "concurrency": "auto", "rate_limit": None, "dispatch": None,
+    "retry": None, "priority": 0, "fleet": None, "journal": None, "name": None,
+}  # fmt: skip
+
+
 def _renderer(options: Options) -> Renderer:
     prompt_fn: Any = options.prompt_fn
     kind = options.renderer
@@ -374,6 +397,7 @@ class Session:
         self._progress = progress
         self._began = time.monotonic()
         self._interrupted = False
+        self._timer: asyncio.TimerHandle | None = None
         self._renderer_model = renderer.model
         self._by_endpoint = {backend.endpoint: backend for backend in backends}
         self._members = any(backend.many for backend in backends)
@@ -439,6 +463,17 @@ class Session:
         stack.push_async_callback(engine.aclose)
         return engine
 
+    def outside(self) -> LLM:
+        """Return what makes calls that belong to no item."""
+        assert self._programs is not None
+        self._tick_outside()
+        return self._programs.outside(self._options.name or "")
+
+    def _tick_outside(self) -> None:
+        # Not a task: a loop that ends before this is closed would find it still running.
+        self.run.tick()
+        self._timer = asyncio.get_running_loop().call_later(_TICK, self._tick_outside)
+
     async def collect(self) -> list[Result]:
         """Return every result; those of a stopped run's other items say why it was stopped."""
         results: list[Result] = []
@@ -501,9 +536,10 @@ class Session:
 
     def _note_waits(self) -> None:
         """Say it when what calls to an endpoint wait for becomes something else."""
-        if len(self._backends) == 1:
+        adapters = self._engine.adapters() if self._members else self._backends
+        if len(adapters) == 1:
             return  # the run's phase is what it waits for
-        for backend in self._backends:
+        for backend in adapters:
             before, now = self._waits_for.get(backend, ""), backend.waits_for
             if now != before:
                 self._waits_for[backend] = now
@@ -560,6 +596,8 @@ class Session:
 
     async def close(self, kind: type[BaseException] | None, *rest: object) -> None:
         """End what is still in flight and settle the journal; also while being cancelled."""
+        if self._timer is not None:
+            self._timer.cancel()
         try:
             await self._engine.aclose()
             if self._programs is not None:

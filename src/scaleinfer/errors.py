@@ -27,7 +27,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from scaleinfer.results import Attempt, RateState
+    from scaleinfer.results import Attempt, RateState, Usage
 
 __all__ = [
     "AuthError",
@@ -89,7 +89,31 @@ class ConfigError(ScaleInferError):
 
 
 class BudgetExceeded(ScaleInferError):
-    """A hard cap would have been passed."""
+    """A hard cap would have been passed.
+
+    Attributes:
+        cap: Which: the name of a field of `Budget`.
+        limit: The cap, in that field's unit.
+        spent: What was used of it.
+    """
+
+    _fields = (*ScaleInferError._fields, "cap", "limit", "spent")
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        cap: str = "",
+        limit: float = 0.0,
+        spent: float = 0.0,
+        hint: str = "",
+        index: int | None = None,
+        key: str | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, index=index, key=key)
+        self.cap = cap
+        self.limit = limit
+        self.spent = spent
 
 
 class JournalError(ScaleInferError):
@@ -135,6 +159,8 @@ class EndpointError(ScaleInferError):
             of `to_dict`.
         timed_out: True if no answer came in time; not part of `to_dict` either.
         attempts: The calls that a fleet's worker made; not part of `to_dict` either.
+        usage: Tokens that the call used although it failed, if the endpoint said so; not part
+            of `to_dict` either.
     """
 
     _fields = (
@@ -165,6 +191,7 @@ class EndpointError(ScaleInferError):
         self.rate: RateState | None = None
         self.timed_out = False
         self.attempts: tuple[Attempt, ...] = ()
+        self.usage: Usage | None = None
 
 
 class RateLimited(EndpointError):

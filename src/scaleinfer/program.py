@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,14 +24,14 @@ from scaleinfer.prompts import Prompt
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Awaitable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 
     from pydantic import BaseModel
 
     from scaleinfer.requests import Message, Sampling
     from scaleinfer.results import Result
 
-__all__ = ["LLM", "Graph", "Program", "current_llm", "is_graph", "is_program"]
+__all__ = ["LLM", "Graph", "Program", "current_llm", "is_graph", "is_program", "open_llm"]
 
 _PARAMETERS = 2
 
@@ -47,7 +49,9 @@ class Asker(Protocol):
     sampling: Sampling
     """What the map asks for where a call says nothing."""
 
-    async def ask(self, llm: LLM, prompt: Prompt, backend: Any) -> Result:
+    async def ask(
+        self, llm: LLM, prompt: Prompt, backend: Any, on_text: Callable[[str], None] | None
+    ) -> Result:
         """Ask one question."""
 
     async def embed(
@@ -68,17 +72,19 @@ class LLM:
         index: Its position in the input, from 0.
         key: Its identity in results and journal.
         loop: The event loop that calls belong to.
-        calls: What was asked so far, in the order in which it was answered.
+        calls: What was answered so far, in that order; outside of a map the last only.
     """
 
     __slots__ = ("_asker", "calls", "index", "item", "key", "loop")
 
-    def __init__(self, item: Any, index: int, key: str, asker: Asker) -> None:
+    def __init__(
+        self, item: Any, index: int, key: str, asker: Asker, *, most_calls: int | None = None
+    ) -> None:
         self.item = item
         self.index = index
         self.key = key
         self.loop = asyncio.get_running_loop()
-        self.calls: list[Result] = []
+        self.calls: deque[Result] = deque(maxlen=most_calls)
         self._asker = asker
 
     @property
@@ -95,6 +101,7 @@ class LLM:
         sampling: Sampling | Mapping[str, Any] | None = None,
         model: str | None = None,
         backend: Any = None,
+        on_text: Callable[[str], None] | None = None,
     ) -> Result:
         """Ask the model, and return its answer.
 
@@ -106,6 +113,9 @@ class LLM:
             model: Model to ask; default the map's.
             backend: Where to ask, if not where the map asks: as for `parallel_map`. The run
                 opens it once, with limits of its own, and closes it in the end.
+            on_text: Called with pieces of the answer's text as they come, from endpoints
+                whose adapter can stream. A call that fails after the first piece is not made
+                again.
 
         Returns:
             A `Result` with `ok=True`: `text`, `value`, `usage`, `tool_calls`, ...
@@ -125,7 +135,7 @@ class LLM:
             model=given.model if model is None else model,
             completion=given.completion,
         )
-        return await self._asker.ask(self, asked, backend)
+        return await self._asker.ask(self, asked, backend, on_text)
 
     async def embed(
         self, texts: Sequence[str], *, model: str | None = None, backend: Any = None
@@ -153,6 +163,30 @@ Program = Callable[[Any, LLM], Coroutine[Any, Any, Any]]
 current_llm: ContextVar[LLM | None] = ContextVar("current_llm", default=None)
 """The `LLM` of the item whose program runs in this context, for models that are called deep
 inside it (`scaleinfer.langgraph.ChatScaleInfer`)."""
+
+
+@asynccontextmanager
+async def open_llm(*, progress: Any = False, **options: Any) -> AsyncIterator[LLM]:
+    """Open an engine for single calls, outside of a map.
+
+    ```python
+    async with open_llm(base_url="http://node7:8000/v1") as llm:
+        answer = await llm("Name a solvent for caffeine.")
+    ```
+
+    Args:
+        progress: As for `parallel_map`; default none.
+        options: The other arguments of `parallel_map`, less those about items.
+
+    Raises:
+        ConfigError: An argument or the environment is wrong.
+        EndpointError: The endpoint cannot be used.
+        JournalError: The journal cannot be opened.
+    """
+    from scaleinfer._session import open_calls
+
+    async with open_calls(progress=progress, **options) as llm:
+        yield llm
 
 
 def is_program(prompt_fn: Any) -> bool:

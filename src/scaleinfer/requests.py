@@ -16,7 +16,7 @@ import orjson
 from scaleinfer.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Message", "Request", "Sampling"]
 
@@ -126,6 +126,8 @@ class Request:
         schema_name: Name of the schema, as servers want one.
         model: Model to ask; `None` for the backend's own.
         input: Text to be embedded.
+        on_text: Told of the answer's text as it comes, where an adapter can; the answer is
+            complete all the same.
     """
 
     messages: list[Message] | None = None
@@ -135,6 +137,7 @@ class Request:
     schema_name: str = "answer"
     model: str | None = None
     input: str | None = None
+    on_text: Callable[[str], None] | None = field(default=None, repr=False, compare=False)
     _digest: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     def digest(self) -> bytes:

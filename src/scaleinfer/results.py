@@ -24,6 +24,8 @@ class Usage(NamedTuple):
     """Tokens of the prompt that the server's prefix cache answered."""
     requests: int = 0
     """Calls that were answered."""
+    reasoning_tokens: int = 0
+    """Tokens of the answer that the model spent on thinking, where the endpoint tells."""
 
     @property
     def total_tokens(self) -> int:
@@ -37,6 +39,7 @@ class Usage(NamedTuple):
             self.completion_tokens + other.completion_tokens,
             self.cached_tokens + other.cached_tokens,
             self.requests + other.requests,
+            self.reasoning_tokens + other.reasoning_tokens,
         )
 
 
@@ -118,6 +121,10 @@ class Attempt:
         prompt_tokens: Tokens of the prompt.
         completion_tokens: Tokens of the answer.
         error: The error's message; empty if it went well.
+        cached_tokens: Tokens of the prompt that the prefix cache answered.
+        reasoning_tokens: Tokens of the answer that were spent on thinking.
+        model: The model that answered.
+        cost_usd: What it cost; `None` if no price is known.
     """
 
     number: int
@@ -129,6 +136,10 @@ class Attempt:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     error: str = ""
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    model: str | None = None
+    cost_usd: float | None = None
 
 
 @dataclass(slots=True)

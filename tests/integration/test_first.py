@@ -421,6 +421,88 @@ async def test_the_spec_for_all_clusters(monkeypatch: pytest.MonkeyPatch) -> Non
         assert len(results.ok) == 5
 
 
+async def test_clusters_are_found_out_from_the_gateway(caplog: pytest.LogCaptureFixture) -> None:
+    clusters = (sophia(), direct("aurora", "gpt-oss-120b"), direct("minerva", "another"))
+    async with gateway(*clusters, latency=0.05) as first:
+        (every,) = FirstBackend.federated(
+            model="gpt-oss-120b", base_url=first.base_url, token="any", limits=QUICK,
+            weights={"aurora": 3, "atlantis": 1},
+        )  # fmt: skip
+        results = await parallel_map(range(40), "Is {} a prime?", backend=every)
+        assert len(results.ok) == 40
+        assert set(first.ledger.shares()) == {"sophia", "aurora"}
+        assert first.ledger.other_paths["/resource_server/list-endpoints"] == 1
+    assert "atlantis" in caplog.text
+
+
+async def test_a_cluster_that_comes_while_a_map_runs() -> None:
+    async with gateway(sophia(), direct("aurora"), latency=0.05) as first:
+        known = first._gateway.clusters
+        hidden = known.pop("aurora")
+        every = FirstBackend.federated(
+            model=MODEL, base_url=first.base_url, token="any", limits=QUICK, poll_s=0.2, every=0.3
+        )
+        asyncio.get_running_loop().call_later(0.3, known.setdefault, "aurora", hidden)
+        results = await parallel_map(range(120), "Is {} a prime?", backend=every)
+        assert len(results.ok) == 120
+        assert first.ledger.shares()["aurora"] > 0.1
+
+
+async def test_a_gateway_that_does_not_list_its_clusters(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FIRST_ACCESS_TOKEN", "any")
+    refused = Fault.status(
+        403, everywhere=True, match=lambda view: view.path.endswith("/list-endpoints")
+    )
+    async with gateway(sophia(), direct("metis", "gpt-oss-120b"), faults=[refused]) as first:
+        results = await parallel_map(
+            range(20), "Is {}?", backend="first:", model="gpt-oss-120b", base_url=first.base_url
+        )
+        assert len(results.ok) == 20
+        assert {record.model for record in first.ledger.requests} <= {MODEL, "gpt-oss-120b"}
+    assert "does not list its clusters (HTTP 403)" in caplog.text
+
+
+async def test_a_model_that_no_cluster_has() -> None:
+    async with gateway(sophia()) as first:
+        every = FirstBackend.federated(
+            model="llama", base_url=first.base_url, token="any", limits=QUICK
+        )
+        results = await parallel_map(range(3), "Is {}?", backend=every)
+        assert f"no cluster of FIRST offers llama; they offer {MODEL}" in results.stats.stopped
+        assert first.ledger.arrived == 0
+
+
+async def test_all_clusters_as_one_adapter() -> None:
+    clusters = (sophia(), direct("metis", "gpt-oss-120b", state="cold"))
+    async with gateway(*clusters) as first:
+        every = resolve_backend(
+            "first:", model="gpt-oss-120b", base_url=first.base_url, api_key="any"
+        ).backend
+        status = await every.check()
+        assert (status.ok, status.detail) == (True, "sophia/vllm: hot; metis/api: offline")
+        async with every:
+            await asyncio.sleep(0.3)
+            assert every.waits_for == "", "sophia runs"
+            assert (await every.complete(ASK)).text == "echo: Is it?"
+            assert every.batches() is not None
+
+
+async def test_what_all_clusters_wait_for_is_told() -> None:
+    clusters = (sophia(state="cold", queue_s=1000), direct("metis", "gpt-oss-120b", state="cold"))
+    async with gateway(*clusters) as first:
+        (every,) = FirstBackend.federated(
+            model=MODEL, base_url=first.base_url, token="any", limits=QUICK, poll_s=0.1
+        )
+        async with every:
+            while "queued" not in every.waits_for:  # noqa: ASYNC110 - a state, not an event
+                await asyncio.sleep(0.05)
+            assert "metis: offline" in every.waits_for
+            with pytest.raises(Starting, match="runs nowhere now"):
+                await every.complete(ASK)
+
+
 def test_weights_and_names() -> None:
     made = FirstBackend.federated(model="m", clusters=["sophia", "metis"], weights={"metis": 3})
     assert [one.weight for one in made] == [1.0, 3]
@@ -432,11 +514,16 @@ def test_weights_and_names() -> None:
     [
         (FirstBackend.federated, "no model was named"),
         (lambda: FirstBackend.federated(model="m", clusters=[]), "names no cluster"),
-        (lambda: FirstBackend.federated(model="m", weights={"x": 2}), "names x"),
+        (
+            lambda: FirstBackend.federated(model="m", clusters=["sophia"], weights={"x": 2}),
+            "names x",
+        ),
+        (lambda: FirstBackend.federated(model="m", every=0), "every must be positive"),
+        (lambda: FirstBackend.federated(model="m", poll_s=-1), "poll_s"),
         (lambda: FirstBackend("nowhere", model="m"), "names no cluster and framework"),
         (lambda: FirstBackend("a/b/c", model="m"), "names no cluster and framework"),
         (lambda: FirstBackend("sophia", model="m", poll_s=0), "poll_s"),
-        (lambda: resolve_backend("first:", model="m"), "stands for all clusters"),
+        (lambda: resolve_backend("first:"), "no model was named"),
     ],
 )
 def test_what_cannot_be(make: Any, said: str) -> None:

@@ -36,6 +36,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "_simulate_settings",
         "_simulate_steady",
     ),
+    ("langgraph",),
     (
         "mapping",
         "embedding",

@@ -20,6 +20,7 @@ from scaleinfer.errors import ConfigError
 
 if TYPE_CHECKING:
     from scaleinfer.backends._batch_first import FirstBatches
+    from scaleinfer.backends._globus_transfer import GlobusTransfer
     from scaleinfer.backends.first import FirstBackend, FirstLimits
     from scaleinfer.backends.local import LocalBackend
     from scaleinfer.backends.openai import OpenAIBackend
@@ -39,6 +40,7 @@ __all__ = [
     "FirstBatches",
     "FirstLimits",
     "Follower",
+    "GlobusTransfer",
     "LocalBackend",
     "OpenAIBackend",
     "Resolved",
@@ -52,7 +54,7 @@ __getattr__, __dir__ = lazy_exports(
     __name__,
     {"FirstBackend": "first", "FirstBatches": "_batch_first", "FirstLimits": "first"}
     | {"LocalBackend": "local", "OpenAIBackend": "openai", "SDKBackend": "openai_sdk"}
-    | {"EndpointSet": "sets"},
+    | {"EndpointSet": "sets", "GlobusTransfer": "_globus_transfer"},
 )
 
 
@@ -81,9 +83,9 @@ def resolve_backend(
     """Return the backend that a call with these arguments uses.
 
     In this order: `backend` (an adapter, a client of the `openai` package, or a spec:
-    `"local"`, `"local:PATH.gguf"`, `"openai"`, `"first:sophia/vllm"`, `"hosts:FILE"`,
-    `"registry:URL"`, `"env:"`, a URL), `base_url`, the variable `SCALEINFER_BACKEND`, the
-    embedded model.
+    `"local"`, `"local:PATH.gguf"`, `"openai"`, `"first:"` (all clusters), `"first:sophia/vllm"`,
+    `"hosts:FILE"`, `"registry:URL"`, `"env:"`, a URL), `base_url`, the variable
+    `SCALEINFER_BACKEND`, the embedded model.
 
     Raises:
         ConfigError: The spec is unknown, or the arguments contradict each other.
@@ -132,22 +134,12 @@ def resolve_backends(
     model: str | None = None,
     api_key: str | None = None,
 ) -> list[Resolved]:
-    """Return the backends that a call with these arguments uses: several for `"first:"`.
+    """Return the backends that a call with these arguments uses.
 
     Raises:
         ConfigError: As `resolve_backend`.
     """
-    spec = backend if backend is not None or base_url else os.environ.get("SCALEINFER_BACKEND")
-    if spec not in _FEDERATED:
-        return [resolve_backend(backend, base_url=base_url, model=model, api_key=api_key)]
-    from scaleinfer.backends.first import FirstBackend
-
-    reason = "SCALEINFER_BACKEND" if backend is None else "backend= argument"
-    found = FirstBackend.federated(model=model, base_url=base_url, token=api_key)
-    return [Resolved(one, reason) for one in found]
-
-
-_FEDERATED = ("first", "first:")
+    return [resolve_backend(backend, base_url=base_url, model=model, api_key=api_key)]
 
 
 def _from_spec(spec: str, base_url: str | None, model: str | None, api_key: str | None) -> Backend:
@@ -176,13 +168,11 @@ def _from_spec(spec: str, base_url: str | None, model: str | None, api_key: str 
     if kind in _SETS:
         return _set_of(kind, rest, base_url=base_url, model=model, api_key=api_key)
     if kind == "first":
-        if not rest:
-            raise ConfigError(
-                f"backend {spec!r} stands for all clusters of FIRST, and one is wanted here.",
-                hint="Name it: 'first:sophia/vllm'.",
-            )
         from scaleinfer.backends.first import FirstBackend
 
+        if not rest:
+            (every,) = FirstBackend.federated(model=model, base_url=base_url, token=api_key)
+            return every
         return FirstBackend(rest, model=model, base_url=base_url, token=api_key)
     raise ConfigError(
         f"backend {spec!r} is unknown.",

@@ -50,6 +50,8 @@ def parse_completion(response: WireResponse, *, endpoint: str, chat: bool) -> Co
         return completion
     error = _why_empty(choices[0], completion, endpoint)
     if error is not None:
+        # It was generated, and is paid for.
+        error.usage = completion.usage
         raise error
     return completion
 
@@ -162,12 +164,13 @@ def usage_of(usage: dict[str, Any] | None) -> Usage:
     """Return a body's `usage`."""
     if not usage:
         return _ONE_CALL
-    details = usage.get("prompt_tokens_details")
+    read, written = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
     return Usage(
         int(usage.get("prompt_tokens") or 0),
         int(usage.get("completion_tokens") or 0),
-        int(details.get("cached_tokens") or 0) if details else 0,
+        int(read.get("cached_tokens") or 0) if read else 0,
         1,
+        int(written.get("reasoning_tokens") or 0) if written else 0,
     )
 
 
@@ -217,6 +220,7 @@ def share_usage(
         _shared(usage.completion_tokens, written),
         _shared(usage.cached_tokens, read),
         _shared(usage.requests, [1, *[0] * (len(answered) - 1)]),
+        _shared(usage.reasoning_tokens, written),
         strict=False,
     )
     for (_, outcome), share in zip(answered, shares, strict=True):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ import orjson
 from scaleinfer.backends._dialect import error_from_wire
 from scaleinfer.backends._first_dialect import Condition, condition_of, error_of
 from scaleinfer.backends._first_limits import FirstLimits, Turns
-from scaleinfer.backends._first_listing import jobs_of, limits_of, routes_of
+from scaleinfer.backends._first_listing import KNOWN, Route, jobs_of, limits_of, routes_of
 from scaleinfer.backends._globus_tokens import GivenToken, GlobusTokens, TokenSource
 from scaleinfer.backends._wire import WireError, open_wire
 from scaleinfer.errors import EndpointError, Permanent
@@ -21,7 +23,7 @@ from scaleinfer.errors import EndpointError, Permanent
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from scaleinfer.backends._first_listing import Job, ModelLimits, Route
+    from scaleinfer.backends._first_listing import Job, ModelLimits
     from scaleinfer.backends._wire import Wire, WireResponse
 
 __all__ = ["Gateway", "gateway_of"]
@@ -33,6 +35,7 @@ _JSON_BODY = {"Content-Type": "application/json"}
 _TURNS_AGAIN = 3
 _LISTING_FRESH_S = 300.0
 _JOBS_FRESH_S = 5.0
+_REFUSES_TO_LIST = frozenset({403, 404, 405, 501})
 
 
 @dataclass(slots=True)
@@ -190,8 +193,13 @@ class Gateway:
         except orjson.JSONDecodeError:
             raise self._not_ours(url, "it is no JSON") from None
 
-    async def routes(self) -> list[Route]:
+    async def routes(self, *, max_age_s: float = _LISTING_FRESH_S) -> list[Route]:
         """Return all clusters, frameworks and models that the user may ask.
+
+        Where the gateway refuses to list them, those of its documentation are asked for theirs.
+
+        Args:
+            max_age_s: Seconds that what it told before may be old.
 
         Raises:
             EndpointError: The gateway did not tell.
@@ -199,14 +207,36 @@ class Gateway:
         here = self._on_this_loop()
         async with here.lock:
             known = here.listing
-            if known is None or time.monotonic() - known[0] > _LISTING_FRESH_S:
-                body = await self.get("/list-endpoints")
-                try:
-                    routes = routes_of(body)
-                except ValueError as error:
-                    raise self._not_ours(f"{self.url}/list-endpoints", str(error)) from None
-                known = here.listing = time.monotonic(), routes
+            if known is None or time.monotonic() - known[0] > max_age_s:
+                known = here.listing = time.monotonic(), await self._routes()
             return known[1]
+
+    async def _routes(self) -> list[Route]:
+        try:
+            body = await self.get("/list-endpoints")
+        except EndpointError as error:
+            if error.status not in _REFUSES_TO_LIST:
+                raise
+            found = await self._documented_routes()
+            if not found:
+                raise
+            logging.getLogger("scaleinfer").warning(
+                "%s does not list its clusters (HTTP %s); the documented ones are asked.",
+                self.url, error.status,
+            )  # fmt: skip
+            return found
+        try:
+            return routes_of(body)
+        except ValueError as error:
+            raise self._not_ours(f"{self.url}/list-endpoints", str(error)) from None
+
+    async def _documented_routes(self) -> list[Route]:
+        found: list[Route] = []
+        for cluster, framework in KNOWN.items():
+            with contextlib.suppress(EndpointError):
+                models = await self.model_limits(cluster, framework)
+                found.append(Route(cluster, framework, tuple(models)))
+        return found
 
     async def jobs(self, cluster: str) -> list[Job]:
         """Return what runs and queues on a cluster; backends that ask together ask once.

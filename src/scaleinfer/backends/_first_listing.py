@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Job", "ModelLimits", "Route", "alias", "jobs_of", "limits_of", "routes_of", "same"]
+__all__ = [
+    "KNOWN", "Job", "ModelLimits", "Route", "alias", "jobs_of", "limits_of", "routes_of", "same",
+]  # fmt: skip
 
+KNOWN = {"sophia": "vllm", "metis": "api", "minerva": "api"}
+"""The clusters of the documentation, each with its framework."""
 _CLOCK = re.compile(r"\b(\d{1,2}:\d{2})(?::\d{2})?\b")
 _GROUPS = ("running", "queued", "others", "stopped")
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping
 
+    from scaleinfer.backends._wire_base import OnBody
+
 __all__ = ["AiohttpWire"]
 
 _LARGE = 1 << 19
@@ -82,7 +84,12 @@ class AiohttpWire:
         self._bytes_sent = self._bytes_received = 0
 
     async def post(
-        self, url: str, body: bytes, headers: Mapping[str, str], timeout: float | None
+        self,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        timeout: float | None,
+        on_body: OnBody | None = None,
     ) -> WireResponse:
         """Send a body and return the response; see `Wire.post`.
 
@@ -90,12 +97,12 @@ class AiohttpWire:
         """
         began = time.monotonic()
         try:
-            return await self._send("POST", url, body, headers, timeout)
+            return await self._send("POST", url, body, headers, timeout, on_body)
         except WireError as error:
             # Servers close idle connections without a word. A POST that meets one fails at
             # once without a byte of answer, and is sent once more on a new connection.
             if self.resends and error.unanswered and time.monotonic() - began < STALE_WITHIN:
-                return await self._send("POST", url, body, headers, timeout)
+                return await self._send("POST", url, body, headers, timeout, on_body)
             raise
 
     async def get(self, url: str, headers: Mapping[str, str], timeout: float) -> WireResponse:
@@ -124,13 +131,14 @@ class AiohttpWire:
         # TLS transports close in a later turn of the loop.
         await asyncio.sleep(0)
 
-    async def _send(
+    async def _send(  # noqa: PLR0917 - the inside of `post`
         self,
         method: str,
         url: str,
         body: bytes | None,
         headers: Mapping[str, str],
         timeout: float | None,
+        on_body: OnBody | None = None,
     ) -> WireResponse:
         import aiohttp
 
@@ -148,7 +156,14 @@ class AiohttpWire:
                 allow_redirects=False,
                 proxy=self._proxy,
             ) as response:
-                answer = await response.read()
+                if on_body is None:
+                    answer = await response.read()
+                else:
+                    pieces = []
+                    async for piece in response.content.iter_any():
+                        pieces.append(piece)
+                        on_body(piece)
+                    answer = b"".join(pieces)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _wire_error(error, timeout) from error
         self._bytes_received += len(answer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol, TypeVar, overload
@@ -15,6 +15,7 @@ __all__ = [
     "STALE_WITHIN",
     "Failure",
     "Headers",
+    "OnBody",
     "Wire",
     "WireError",
     "WireResponse",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+OnBody = Callable[[bytes], None]
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for one connection to be made, name lookup and TLS included."""
@@ -150,7 +152,12 @@ class Wire(Protocol):
     """
 
     async def post(
-        self, url: str, body: bytes, headers: Mapping[str, str], timeout: float | None
+        self,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        timeout: float | None,
+        on_body: OnBody | None = None,
     ) -> WireResponse:
         """Send a body and return the response.
 
@@ -160,6 +167,7 @@ class Wire(Protocol):
             headers: Header fields; those that frame the message are the wire's own.
             timeout: Seconds from the moment the call has a connection to the whole response;
                 None for no limit.
+            on_body: Called with pieces of the body as they come, if it comes in pieces.
 
         Raises:
             WireError: There was no response.

@@ -13,6 +13,7 @@ from scaleinfer.backends._wire_base import Failure, WireError, WireResponse
 from scaleinfer.backends._wire_response import ResponseReader
 
 if TYPE_CHECKING:
+    from scaleinfer.backends._wire_base import OnBody
     from scaleinfer.backends._wire_response import Heads
 
 __all__ = ["Connection", "broken_by", "no_answer_within"]
@@ -62,17 +63,20 @@ class Connection(asyncio.Protocol):
         self.served = 0
         self.closed = False
 
-    def send(self, head: bytes, body: bytes, timeout: float | None) -> asyncio.Future[WireResponse]:
+    def send(
+        self, head: bytes, body: bytes, timeout: float | None, on_body: OnBody | None = None
+    ) -> asyncio.Future[WireResponse]:
         """Send a request; the future brings the response, or `WireError`.
 
         Args:
             head: The request's head, the empty line included.
             body: What follows it.
             timeout: Seconds for the whole response.
+            on_body: Called with pieces of a chunked body.
         """
         transport = self._transport
         assert transport is not None
-        self._reader.reset()
+        self._reader.reset(on_body)
         self.served += 1
         waiter: asyncio.Future[WireResponse] = self._loop.create_future()
         self._waiter = waiter

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Coroutine, Mapping
 
-    from scaleinfer.backends._wire_base import WireResponse
+    from scaleinfer.backends._wire_base import OnBody, WireResponse
     from scaleinfer.backends._wire_target import Target
 
 __all__ = ["DirectWire"]
@@ -60,13 +60,18 @@ class DirectWire:
         self._pool(parse_url(url)[0])
 
     def post(
-        self, url: str, body: bytes, headers: Mapping[str, str], timeout: float | None
+        self,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        timeout: float | None,
+        on_body: OnBody | None = None,
     ) -> Coroutine[Any, Any, WireResponse]:
         """Send a body and return the response; see `Wire.post`."""
         # The values count, not the mapping's identity: a renewed key may come in the same one.
         known = self._heads.get((url, *headers.items()))
         pool, head = known or self._prepare("POST", url, headers)
-        return self._call(pool, b"%b%d\r\n\r\n" % (head, len(body)), body, timeout)
+        return self._call(pool, b"%b%d\r\n\r\n" % (head, len(body)), body, timeout, on_body)
 
     async def get(self, url: str, headers: Mapping[str, str], timeout: float) -> WireResponse:
         """Fetch a URL; see `Wire.get`."""
@@ -74,7 +79,12 @@ class DirectWire:
         return await self._call(pool, head + b"\r\n", b"", timeout)
 
     async def _call(
-        self, pool: Pool, head: bytes, body: bytes, timeout: float | None
+        self,
+        pool: Pool,
+        head: bytes,
+        body: bytes,
+        timeout: float | None,
+        on_body: OnBody | None = None,
     ) -> WireResponse:
         connection = pool.take() or await pool.wait()
         stale = connection.served > 0
@@ -82,7 +92,7 @@ class DirectWire:
         while True:
             began = time.monotonic()
             self._bytes_sent += len(head) + len(body)
-            waiter = connection.send(head, body, timeout)
+            waiter = connection.send(head, body, timeout, on_body)
             self._deadlines.note(connection.deadline)
             try:
                 return await waiter

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping
 
-    from scaleinfer.backends._wire_base import WireResponse
+    from scaleinfer.backends._wire_base import OnBody, WireResponse
     from scaleinfer.backends._wire_http2_connection import Http2Connection, Stream
 
 __all__ = ["Http2Wire"]
@@ -86,10 +86,15 @@ class Http2Wire:
         self.bytes_sent = self.bytes_received = 0
 
     async def post(
-        self, url: str, body: bytes, headers: Mapping[str, str], timeout: float | None
+        self,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        timeout: float | None,
+        on_body: OnBody | None = None,
     ) -> WireResponse:
         """Send a body and return the response; see `Wire.post`."""
-        return await self._call("POST", url, body, headers, timeout)
+        return await self._call("POST", url, body, headers, timeout, on_body)
 
     async def get(self, url: str, headers: Mapping[str, str], timeout: float) -> WireResponse:
         """Fetch a URL; see `Wire.get`."""
@@ -128,8 +133,14 @@ class Http2Wire:
         if self._connections or self._closing:
             await self._emptied.wait()
 
-    async def _call(
-        self, method: str, url: str, body: bytes, headers: Mapping[str, str], timeout: float | None
+    async def _call(  # noqa: PLR0917 - the inside of `post`
+        self,
+        method: str,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        timeout: float | None,
+        on_body: OnBody | None = None,
     ) -> WireResponse:
         target, path = parse_url(url, self._url)
         fields = header_fields(target, headers)
@@ -149,7 +160,7 @@ class Http2Wire:
                 break
             began = time.monotonic()
             try:
-                return await self._exchange(connection, request, body, timeout)
+                return await self._exchange(connection, request, body, timeout, on_body)
             except WireError as error:
                 quick = time.monotonic() - began < STALE_WITHIN
                 if last or not (error.unanswered and quick):
@@ -157,7 +168,7 @@ class Http2Wire:
         assert self._http1 is not None
         if method == "GET":
             return await self._http1.get(url, headers, timeout or 0.0)
-        return await self._http1.post(url, body, headers, timeout)
+        return await self._http1.post(url, body, headers, timeout, on_body)
 
     async def _exchange(
         self,
@@ -165,9 +176,11 @@ class Http2Wire:
         request: list[tuple[str, str]],
         body: bytes,
         timeout: float | None,
+        on_body: OnBody | None,
     ) -> WireResponse:
         self._calls += 1
         stream = connection.send(request, body, timeout)
+        stream.on_body = on_body
         self._deadlines.note(stream.deadline)
         try:
             return await stream.response

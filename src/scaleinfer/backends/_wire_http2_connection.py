@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from h2.events import Event
 
+    from scaleinfer.backends._wire_base import OnBody
+
 __all__ = ["Http2Connection", "Stream"]
 
 _STREAMS = 100
@@ -60,10 +62,11 @@ class Stream:
     Attributes:
         response: Brings the response, or `WireError`.
         deadline: Monotonic time at which the call is given up; infinite without one.
+        on_body: Called with pieces of the body as they come.
     """
 
     __slots__ = ("_chunks", "_connection", "_headers", "_size", "_status", "_timeout", "deadline",
-                 "number", "response", "unsent")  # fmt: skip
+                 "number", "on_body", "response", "unsent")  # fmt: skip
 
     def __init__(
         self, connection: Http2Connection, number: int, body: bytes, timeout: float | None
@@ -76,6 +79,7 @@ class Stream:
         self._size = 0
         self.number = number
         self.unsent = memoryview(body)
+        self.on_body: OnBody | None = None
         self.deadline = math.inf if timeout is None else time.monotonic() + timeout
         self.response: asyncio.Future[WireResponse] = asyncio.get_running_loop().create_future()
 
@@ -95,6 +99,8 @@ class Stream:
         if self._size > MAX_BODY:
             text = f"the response is larger than {MAX_BODY >> 20} MiB"
             raise WireError(Failure.BROKEN, text)
+        if self.on_body is not None:
+            self.on_body(data)
 
     def finish(self) -> None:
         """The response is whole."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import httptools
 
 from scaleinfer.backends._wire_base import Failure, Headers, WireError, WireResponse
+
+if TYPE_CHECKING:
+    from scaleinfer.backends._wire_base import OnBody
 
 __all__ = ["MAX_BODY", "MAX_HEAD", "Heads", "ResponseReader", "decoded"]
 
@@ -46,10 +49,11 @@ class ResponseReader:
     Attributes:
         begun: True once a byte of the response has come.
         keep_alive: True if the connection may serve another request after this response.
+        on_body: Called with each piece of a chunked body.
     """
 
     __slots__ = ("_chunks", "_head", "_heads", "_limit", "_message", "_missing", "begun",
-                 "keep_alive")  # fmt: skip
+                 "keep_alive", "on_body")  # fmt: skip
 
     def __init__(self, heads: Heads, *, limit: int = MAX_BODY) -> None:
         self._heads = heads
@@ -60,10 +64,12 @@ class ResponseReader:
         self._missing = 0
         self.begun = False
         self.keep_alive = False
+        self.on_body: OnBody | None = None
 
-    def reset(self) -> None:
+    def reset(self, on_body: OnBody | None = None) -> None:
         """Get ready for the next response."""
         self.begun = False
+        self.on_body = on_body
         self._message = None
 
     def feed(self, data: bytes) -> WireResponse | None:
@@ -88,7 +94,7 @@ class ResponseReader:
                     if len(data) == end + length:
                         return WireResponse(head.status, head.headers, data[end:])
                     return self._expect(head, data[end:])
-            self._message = _Message(self._limit)
+            self._message = _Message(self._limit, self.on_body)
         assert self._message is not None
         return self._pass_on(self._message, data)
 
@@ -153,7 +159,8 @@ class ResponseReader:
 class _Message:
     """One response by way of llhttp, whose callbacks these are; 1xx are passed over."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, on_body: OnBody | None = None) -> None:
+        self._on_body = on_body
         self._parser = httptools.HttpResponseParser(self)
         self._limit = limit
         self._seen = 0
@@ -207,6 +214,8 @@ class _Message:
         if not self.done:
             self._body.append(body)
             self._size += len(body)
+            if self._on_body is not None and self.status >= _FIRST_FINAL:
+                self._on_body(body)
 
     def on_message_complete(self) -> None:
         if self.status < _FIRST_FINAL:

@@ -7,14 +7,15 @@ import os
 import time
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from scaleinfer.backends._base import EndpointStatus
 from scaleinfer.backends._first_calls import ModelCalls
+from scaleinfer.backends._first_clusters import FirstClusters
 from scaleinfer.backends._first_dialect import error_of
 from scaleinfer.backends._first_gateway import gateway_of
 from scaleinfer.backends._first_limits import FirstLimits
-from scaleinfer.backends._first_listing import alias, same
+from scaleinfer.backends._first_listing import KNOWN, alias, same
 from scaleinfer.backends._first_login import FirstLogin
 from scaleinfer.backends._first_statuses import STARTABLE, FirstModelStatus, state_of, statuses_of
 from scaleinfer.backends.openai import OpenAIBackend, WireKind
@@ -27,6 +28,7 @@ from scaleinfer.errors import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+    from scaleinfer.backends._base import Backend
     from scaleinfer.backends._batch_base import BatchBackend
     from scaleinfer.backends._wire import WireResponse
     from scaleinfer.requests import Request
@@ -35,8 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["FirstBackend", "FirstLimits", "FirstLogin", "FirstModelStatus", "alias", "first_models"]
 
 GATEWAY = "https://inference-api.alcf.anl.gov/resource_server"
-KNOWN = {"sophia": "vllm", "metis": "api", "minerva": "api"}
-"""The clusters of the documentation, each with its framework."""
+_LOOK_EVERY_S = 300.0
 _LATE = 408
 _LATE_TRIES = 2
 _MINUTES = 120.0
@@ -128,6 +129,30 @@ class FirstBackend(OpenAIBackend):
         self.places = self._calls.places
         self._late: Counter[bytes] = Counter()
 
+    @overload
+    @classmethod
+    def federated(
+        cls,
+        *,
+        model: str | None = None,
+        clusters: Iterable[str],
+        weights: Mapping[str, float] | None = None,
+        every: float = _LOOK_EVERY_S,
+        **options: Any,
+    ) -> list[FirstBackend]: ...
+
+    @overload
+    @classmethod
+    def federated(
+        cls,
+        *,
+        model: str | None = None,
+        clusters: None = None,
+        weights: Mapping[str, float] | None = None,
+        every: float = _LOOK_EVERY_S,
+        **options: Any,
+    ) -> list[Backend]: ...
+
     @classmethod
     def federated(
         cls,
@@ -135,17 +160,20 @@ class FirstBackend(OpenAIBackend):
         model: str | None = None,
         clusters: Iterable[str] | None = None,
         weights: Mapping[str, float] | None = None,
+        every: float = _LOOK_EVERY_S,
         **options: Any,
-    ) -> list[FirstBackend]:
-        """Return an adapter for the model on each cluster, to be given to a map together.
+    ) -> Any:
+        """Return what asks the model on several clusters, to be given to a map as `backend=`.
 
-        Clusters that do not have the model are left out with a word when the map begins.
-        Those where it does not run get calls as soon as it does.
+        Where the model does not run, calls come as soon as it does.
 
         Args:
             model: The model, under any cluster's name for it; default `FIRST_MODEL`.
-            clusters: Cluster and framework of each; default all that are documented.
+            clusters: Cluster and framework of each: then there is an adapter for each, and those
+                that do not have the model are left out with a word when the map begins. By
+                default there is one set of all clusters that the gateway lists with the model.
             weights: Shares of the clusters, by name; 1 for those left out.
+            every: Seconds between two looks at the gateway's list.
             options: Further arguments of `FirstBackend`.
 
         Raises:
@@ -157,11 +185,20 @@ class FirstBackend(OpenAIBackend):
                 "no model was named, and a set of clusters needs one.",
                 hint="Pass model=, or set FIRST_MODEL.",
             )
-        names = list(KNOWN if clusters is None else clusters)
-        if not names:
-            raise ConfigError("clusters=[] names no cluster.")
+        if not every > 0:
+            raise ConfigError(f"every must be positive, not {every}.")
         weights = dict(weights or {})
-        found = [cls(name, model=model, **options) for name in names]
+
+        def make(where: str) -> FirstBackend:
+            return cls(where, model=model, **options)
+
+        if clusters is None:
+            # A wrong option is named now, and so is the gateway.
+            gateway = make("sophia")._gateway
+            return [FirstClusters(gateway, make, model=model, weights=weights, every=every)]
+        found = [make(name) for name in clusters]
+        if not found:
+            raise ConfigError("clusters=[] names no cluster.")
         for backend in found:
             backend.weight = weights.pop(backend.cluster, 1.0)
         if weights:
@@ -309,7 +346,9 @@ class FirstBackend(OpenAIBackend):
 
     # Sending.
 
-    async def _post(self, url: str, body: bytes, timeout: float | None) -> WireResponse:
+    async def _post(
+        self, url: str, body: bytes, timeout: float | None, _on_body: object = None
+    ) -> WireResponse:
         own = self.timeout
         if own is not None and (timeout is None or own < timeout):
             timeout = own

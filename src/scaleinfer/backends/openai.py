@@ -24,6 +24,7 @@ from scaleinfer.backends._orca import ASK_FOR_LOAD
 from scaleinfer.backends._packing import packs
 from scaleinfer.backends._request_body import BodyWriter, in_words
 from scaleinfer.backends._secrets import Secrets
+from scaleinfer.backends._streamed import Streamed, asking_for_pieces
 from scaleinfer.backends._wire import (
     AiohttpWire,
     WireError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from scaleinfer.backends._batch_base import BatchBackend
     from scaleinfer.backends._wire import Wire, WireResponse
+    from scaleinfer.backends._wire_base import OnBody
     from scaleinfer.engine import RateLimit
     from scaleinfer.requests import Request
     from scaleinfer.results import Completion
@@ -219,6 +221,8 @@ class OpenAIBackend(Backend):
         chat = request.prompt is None
         if not self.json_schema:
             request = in_words(request)
+        if request.on_text is not None and chat and self.kind == OpenAIBackend.kind:
+            return await self._streamed(request, request.on_text, timeout)
         body = self._bodies.write(request, self.model)
         url = self._chat_url if chat else self._completions_url
         try:
@@ -235,6 +239,27 @@ class OpenAIBackend(Backend):
                 _log(f"{self.endpoint} takes no JSON schemas; they go into the prompt from now on.")
             return await self.complete(request, timeout=timeout)
         raise self._refusal(response, request.model or self.model or "")
+
+    async def _streamed(
+        self, request: Request, on_text: Callable[[str], None], timeout: float | None
+    ) -> Completion:
+        """Make a call whose answer comes in pieces."""
+        streamed = Streamed(on_text)
+        body = asking_for_pieces(self._bodies.write(request, self.model))
+        try:
+            response = await self._post(self._chat_url, body, timeout, streamed.feed)
+        except WireError as error:
+            failed = error_from_wire(error, endpoint=self.endpoint)
+            raise streamed.broken(failed) from error
+        if response.status != _OK:
+            raise self._refusal(response, request.model or self.model or "")
+        whole = streamed.whole(response, endpoint=self.endpoint)
+        try:
+            completion = self._read(whole, chat=True)
+        except EndpointError as error:
+            raise streamed.broken(error) from None
+        self._pages = None
+        return completion
 
     async def complete_many(
         self, requests: Sequence[Request], *, timeout: float | None = None
@@ -416,15 +441,15 @@ class OpenAIBackend(Backend):
         return _Opened(open_wire(self._url, kind=self._wire_kind), keys)
 
     def _post(
-        self, url: str, body: bytes, timeout: float | None
+        self, url: str, body: bytes, timeout: float | None, on_body: OnBody | None = None
     ) -> Coroutine[Any, Any, WireResponse]:
         opened = self._now_open()
         own = self.timeout
         if own is not None and (timeout is None or own < timeout):
             timeout = own
         if opened.keys is None:
-            return opened.wire.post(url, body, self._headers, timeout)
-        return _post_with(opened.keys, opened.wire, url, body, timeout)
+            return opened.wire.post(url, body, self._headers, timeout, on_body)
+        return _post_with(opened.keys, opened.wire, url, body, timeout, on_body)
 
     def _now_open(self) -> _Opened:
         opened = self._open.get(asyncio.get_running_loop())
@@ -534,14 +559,19 @@ def _ask(
     return wire.post(url, body, headers, timeout)
 
 
-async def _post_with(
-    keys: RotatingKey, wire: Wire, url: str, body: bytes, timeout: float | None
+async def _post_with(  # noqa: PLR0917 - as `Wire.post`, and the keys
+    keys: RotatingKey,
+    wire: Wire,
+    url: str,
+    body: bytes,
+    timeout: float | None,
+    on_body: OnBody | None,
 ) -> WireResponse:
     """Post with the key of the moment; once more if it is refused and there is a new one."""
     headers = await keys.headers()
-    response = await wire.post(url, body, headers, timeout)
+    response = await wire.post(url, body, headers, timeout, on_body)
     if response.status == _UNAUTHORIZED:
         renewed = await keys.renewed(headers)
         if renewed is not None:
-            response = await wire.post(url, body, renewed, timeout)
+            response = await wire.post(url, body, renewed, timeout, on_body)
     return response

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from scaleinfer.engine._bill import Bill, Cost
 from scaleinfer.engine._breaker import Breaker
+from scaleinfer.engine._budget import Budget, Ledger, Spend
 from scaleinfer.engine._dispatch import Dispatch
 from scaleinfer.engine._endpoint import Endpoint, EndpointStatistics
 from scaleinfer.engine._engine import Engine, EngineStatistics
@@ -16,6 +18,7 @@ from scaleinfer.engine._limiter import (
 )
 from scaleinfer.engine._orderer import Orderer, ordering_gain
 from scaleinfer.engine._pool import Pool, endpoint_of, pool_of
+from scaleinfer.engine._purse import Purse, purse_of
 from scaleinfer.engine._rate_limit import RateLimit
 from scaleinfer.engine._retry import (
     COME_BACK_LATER,
@@ -26,12 +29,17 @@ from scaleinfer.engine._retry import (
     WaitFor,
 )
 from scaleinfer.engine._router import Router
+from scaleinfer.engine._spender import Spender
+from scaleinfer.engine._token_bounds import TokenBounds
 from scaleinfer.engine._window import Window
 
 __all__ = [
     "COME_BACK_LATER",
+    "Bill",
     "Breaker",
+    "Budget",
     "Concurrency",
+    "Cost",
     "Dispatch",
     "Endpoint",
     "EndpointStatistics",
@@ -40,19 +48,25 @@ __all__ = [
     "FixedLimiter",
     "Gate",
     "GiveUp",
+    "Ledger",
     "Limiter",
     "LimiterStatistics",
     "Orderer",
     "Outcome",
     "Pool",
+    "Purse",
     "RateLimit",
     "Retry",
     "RetryAuthority",
     "RetryStatistics",
     "Router",
+    "Spend",
+    "Spender",
+    "TokenBounds",
     "WaitFor",
     "Window",
     "endpoint_of",
     "ordering_gain",
     "pool_of",
+    "purse_of",
 ]

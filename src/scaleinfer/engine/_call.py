@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from scaleinfer.backends._base import Backend
+    from scaleinfer.engine._budget import Spend
     from scaleinfer.engine._endpoint import Endpoint
     from scaleinfer.engine._pool import Want
+    from scaleinfer.engine._purse import Purse
+    from scaleinfer.engine._spender import Ticket
     from scaleinfer.requests import Request
     from scaleinfer.results import Completion
 
@@ -42,6 +45,11 @@ class Call:
         began: The monotonic clock as it was sent.
         started: Unix time then.
         superseded: True if a second copy answered it; what became of it has been told.
+        account: What its item may use.
+        ticket: What is reserved for it.
+        used: What it has used, once that is known.
+        cost_usd: What it cost; `None` if no price is known.
+        error: What came of it, if a second copy was waited for then.
     """
 
     request: Request
@@ -51,13 +59,18 @@ class Call:
     began: float = 0.0
     started: float = 0.0
     superseded: bool = False
+    account: Purse | None = None
+    ticket: Ticket | None = None
+    used: Spend | None = None
+    cost_usd: float | None = None
+    error: EndpointError | None = None
 
     def answered(self, endpoint: str, completion: Completion, took: float) -> None:
         """Tell of the answer, which took so many seconds."""
-        if completion.attempts:
-            self._replay(completion.attempts)
-            return
         usage = completion.usage
+        if completion.attempts:
+            self._replay(completion.attempts, completion)
+            return
         self.attempted(
             Attempt(
                 self.number,
@@ -68,6 +81,11 @@ class Call:
                 None,
                 usage.prompt_tokens,
                 usage.completion_tokens,
+                "",
+                usage.cached_tokens,
+                usage.reasoning_tokens,
+                completion.model,
+                self.cost_usd,
             )
         )
 
@@ -76,7 +94,7 @@ class Call:
         if error.attempts:
             self._replay(error.attempts)
             return
-        took, kind = time.monotonic() - self.began, type(error).__name__
+        took, kind, usage = time.monotonic() - self.began, type(error).__name__, error.usage
         self.attempted(
             Attempt(
                 self.number,
@@ -85,14 +103,22 @@ class Call:
                 took,
                 kind,
                 error.status,
-                error=error.message,
+                0 if usage is None else usage.prompt_tokens,
+                0 if usage is None else usage.completion_tokens,
+                error.message,
+                cost_usd=self.cost_usd,
             )
         )
 
-    def _replay(self, attempts: Sequence[Attempt]) -> None:
+    def _replay(self, attempts: Sequence[Attempt], completion: Completion | None = None) -> None:
         """Tell of the calls that a fleet's worker made."""
         for attempt in attempts:
-            self.attempted(replace(attempt, number=self.number))
+            told = replace(attempt, number=self.number)
+            if completion is not None and attempt.status == "ok":
+                told.cached_tokens = completion.usage.cached_tokens
+                told.reasoning_tokens = completion.usage.reasoning_tokens
+                told.model, told.cost_usd = completion.model, self.cost_usd
+            self.attempted(told)
             self.number += 1
         self.number -= 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from scaleinfer.engine._call import Call, as_endpoint_error, outcome_of, settle_place
 from scaleinfer.engine._limiter import Outcome
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scaleinfer.backends._base import Backend
     from scaleinfer.engine._hedging import Hedger
     from scaleinfer.engine._pool import Pool
+    from scaleinfer.errors import EndpointError
     from scaleinfer.results import Completion
 
 __all__ = ["Copies"]
@@ -48,6 +49,22 @@ class _Running:
         return self.answer
 
 
+class Payment(Protocol):
+    """Pays for second copies."""
+
+    def pay_copy(self, call: Call) -> bool:
+        """Reserve for a copy; False if it cannot be paid for now."""
+
+    def settle_copy(
+        self,
+        call: Call,
+        backend: Backend,
+        completion: Completion | None,
+        error: EndpointError | None,
+    ) -> None:
+        """Book what a copy used."""
+
+
 class Copies:
     """Makes calls, and second copies of those that take far too long.
 
@@ -59,6 +76,7 @@ class Copies:
         pool: The endpoints' state.
         backends: Their adapters, in the pool's order.
         remaining: Items left in the run; `None` if that is not known.
+        payment: Pays for copies; `None` if nobody counts.
 
     Attributes:
         sent: Copies that were sent.
@@ -70,12 +88,15 @@ class Copies:
         pool: Pool,
         backends: Sequence[Backend],
         remaining: Callable[[], int | None],
+        *,
+        payment: Payment | None = None,
     ) -> None:
         self.sent = 0
         self._hedger = hedger
         self._pool = pool
         self._backends = backends
         self._remaining = remaining
+        self._payment = payment
         self._running: set[_Running] = set()
         self._seconds: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
@@ -134,9 +155,10 @@ class Copies:
             answer = running.outcome()
             assert answer is not None
             return answer
-        except Exception:
+        except Exception as error:
             if running.second is None:
                 raise
+            call.error = as_endpoint_error(backend, error)
             # It may still be answered; only the copy's answer ends this wait by itself.
             self._running.discard(running)
             await asyncio.wait({running.second})
@@ -169,15 +191,19 @@ class Copies:
         if not self._hedger.take(shrinking=self._pool.endpoints[place].limiter.shrinking):
             self._pool.unused(place)
             return False
+        first = running.call
+        call = Call(first.request, first.number + 1, first.attempted, place)
+        if self._payment is not None and not self._payment.pay_copy(call):
+            self._pool.unused(place)
+            return False
         self.sent += 1
-        running.second = asyncio.create_task(self._second(running, want, place))
+        running.second = asyncio.create_task(self._second(running, call, want))
         self._seconds.add(running.second)
         running.second.add_done_callback(self._seconds.discard)
         return True
 
-    async def _second(self, running: _Running, want: Want, place: int) -> None:
-        first = running.call
-        call = Call(first.request, first.number + 1, first.attempted, place)
+    async def _second(self, running: _Running, call: Call, want: Want) -> None:
+        first, place = running.call, call.endpoint
         call.began, call.started = time.monotonic(), time.time()
         backend = self._backends[place]
         outcome, completion, error = Outcome.CANCELLED, None, None
@@ -188,6 +214,8 @@ class Copies:
             error = as_endpoint_error(backend, failure)
             outcome = outcome_of(error)
         finally:
+            if self._payment is not None:
+                self._payment.settle_copy(call, backend, completion, error)
             settle_place(
                 self._pool.endpoints[place],
                 call,

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from scaleinfer.engine._budget import NOTHING, Spend
 from scaleinfer.engine._call import Call, as_endpoint_error, outcome_of, settle_pack, settle_place
 from scaleinfer.engine._copies import Copies
 from scaleinfer.engine._dispatch import Dispatch
@@ -22,16 +23,19 @@ from scaleinfer.engine._retry import (
     WaitFor,
 )
 from scaleinfer.engine._sharing import Sharing
-from scaleinfer.errors import EndpointError, SchemaError, WorkerLost
+from scaleinfer.errors import EndpointError, ScaleInferError, SchemaError, WorkerLost
 from scaleinfer.results import Attempt, Completion, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from scaleinfer.backends._base import Backend
+    from scaleinfer.engine._bill import Bill
     from scaleinfer.engine._endpoint import EndpointStatistics
     from scaleinfer.engine._pool import Pool
+    from scaleinfer.engine._purse import Purse
     from scaleinfer.engine._retry import Retry, Track
+    from scaleinfer.engine._spender import Spender, Ticket
     from scaleinfer.requests import Request
 
     Settle = Callable[[Completion], Awaitable[bool | None]]
@@ -103,6 +107,8 @@ class Engine:
             asked by that.
         priority: Calls with a higher one overtake others that wait for a place.
         packing: Requests that go into one call; default what the adapters say.
+        bill: Adds up what calls use and cost.
+        spender: Says whether a call may be paid for; needs a bill.
 
     Attributes:
         authority: Judges the run's failures.
@@ -123,6 +129,8 @@ class Engine:
         model: str | None = None,
         priority: int = 0,
         packing: int | None = None,
+        bill: Bill | None = None,
+        spender: Spender | None = None,
     ) -> None:
         dispatch = dispatch or Dispatch()
         self.authority = RetryAuthority(retry, places=pool.limit * (packing or 1))
@@ -132,6 +140,8 @@ class Engine:
         self.unasked: int | None = None
         self.on_wait: Callable[[], None] | None = None
         self.calls = 0
+        self._bill = bill
+        self._spender = spender
         self._given = tuple(backends)
         self._backends = pool.adapters(self._given)
         self._seen = pool.changes
@@ -154,6 +164,7 @@ class Engine:
                 pool,
                 self._backends,
                 lambda: self.remaining,
+                payment=self,
             )
         self._several = pool.growing or len(self._backends) > 1
         self._model = model
@@ -219,6 +230,7 @@ class Engine:
         number: int = 0,
         settle: Settle | None = None,
         affinity: int | None = None,
+        account: Purse | None = None,
     ) -> Coroutine[Any, Any, Completion]:
         """Make a request and return its answer, once awaited.
 
@@ -229,15 +241,17 @@ class Engine:
             settle: Given the answer and awaited before the call's place is given back. What
                 it raises goes to the caller.
             affinity: Group of requests that share a prompt prefix.
+            account: What its item may use.
 
         Raises:
             EndpointError: The request was given up.
+            BudgetExceeded: It cannot be paid for.
         """
         if self._packer is not None and request.messages is None:
-            return self._pack(self._packer, request, attempted, number, settle)
+            return self._pack(self._packer, request, attempted, number, settle, account)
         if self._sharing is None or not _deterministic(request):
-            return self._call(request, attempted, number, settle, affinity)
-        return self._share(self._sharing, request, attempted, number, settle, affinity)
+            return self._call(request, attempted, number, settle, affinity, account)
+        return self._share(self._sharing, request, attempted, number, settle, affinity, account)
 
     async def _share(  # noqa: PLR0917 - the inside of `call`
         self,
@@ -247,6 +261,7 @@ class Engine:
         number: int,
         settle: Settle | None,
         affinity: int | None,
+        account: Purse | None,
     ) -> Completion:
         unfit: list[SchemaError] = []
 
@@ -261,7 +276,8 @@ class Engine:
             return not unfit
 
         completion, led = await sharing.call(
-            request.digest(), lambda: self._call(request, attempted, number, settle_ours, affinity)
+            request.digest(),
+            lambda: self._call(request, attempted, number, settle_ours, affinity, account),
         )
         if unfit:
             raise unfit[0]
@@ -275,13 +291,14 @@ class Engine:
         self.authority.accepted()
         return completion
 
-    async def _pack(
+    async def _pack(  # noqa: PLR0917 - the inside of `call`
         self,
         packer: Packer,
         request: Request,
         attempted: Callable[[Attempt], None],
         number: int,
         settle: Settle | None,
+        account: Purse | None,
     ) -> Completion:
         """Ask together with others.
 
@@ -290,10 +307,9 @@ class Engine:
         """
         track, most = None, packer.most
         while True:
-            call = Call(request, number + 1, attempted)
-            call.began, call.started = time.monotonic(), time.time()
+            call = Call(request, number + 1, attempted, account=account)
             try:
-                completion = await packer.call(request, most=most)
+                completion = await self._packed(call, packer, most)
                 break
             except EndpointError as error:
                 call.failed(error.endpoint, error)
@@ -302,7 +318,7 @@ class Engine:
                 if error.reached and not isinstance(error, COME_BACK_LATER):
                     most = most // _SMALLER or 1
             if request.input is None:
-                return await self._call(request, attempted, number, settle, None)
+                return await self._call(request, attempted, number, settle, None, account)
         call.endpoint = self._packed_at.pop(id(completion))
         endpoint = self._backends[call.endpoint].endpoint
         call.answered(endpoint, completion, time.monotonic() - call.began)
@@ -312,9 +328,44 @@ class Engine:
         self.authority.accepted()
         return completion
 
+    async def _packed(self, call: Call, packer: Packer, most: int) -> Completion:
+        """Send a request with others, and book what it used."""
+        spender, bill, request = self._spender, self._bill, call.request
+        asked = request.model or self._model
+        if spender is not None:
+            call.ticket = await spender.reserve(
+                request, asked, self._backends, call.account, requests=0
+            )
+        call.began, call.started = time.monotonic(), time.time()
+        backend = self._backends[0]
+        call.used = None
+        try:
+            completion = await packer.call(request, most=most)
+            if bill is not None:
+                backend = self._backends[self._packed_at[id(completion)]]
+                call.used, call.cost_usd = bill.answered(backend, asked, completion)
+                if spender is not None and call.ticket is not None:
+                    call.used = spender.observe(call.ticket, completion, call.used)
+            return completion
+        except EndpointError as error:
+            if bill is not None:
+                call.used = bill.failed(backend, asked, error, self._most(call))
+            raise
+        finally:
+            if spender is not None and call.ticket is not None:
+                # It may have been on its way; the call itself is booked by the pack.
+                used = self._most(call) if call.used is None else call.used
+                spender.settle(call.ticket, used._replace(requests=0))
+
+    def _most(self, call: Call) -> Spend:
+        """Return what a call may have used of which nothing is known."""
+        return NOTHING if call.ticket is None else call.ticket.reserved
+
     async def _send_pack(self, requests: Sequence[Request]) -> list[Completion | EndpointError]:
         """Make one call for several requests; it takes one place."""
-        pool = self._pool
+        pool, spender = self._pool, self._spender
+        if spender is not None:
+            await spender.reserve_call()
         want = Want(sum(map(_expected_tokens, requests)) if self._rated else 0)
         place = pool.enter_nowait(want)
         if place is None:
@@ -340,6 +391,8 @@ class Engine:
                 outcome = outcome_of(first)
             settle_pack(endpoint, call, want, outcome, good, first)
             pool.wake()
+            if spender is not None:
+                spender.settle_call()
         self._packed_at.update((id(answer), place) for answer in good)
         return answers
 
@@ -347,13 +400,14 @@ class Engine:
         self._in_flight += 1
         self._peak = max(self._peak, self._in_flight)
 
-    async def _call(
+    async def _call(  # noqa: PLR0917 - the inside of `call`
         self,
         request: Request,
         attempted: Callable[[Attempt], None],
         number: int,
         settle: Settle | None,
         affinity: int | None,
+        account: Purse | None,
     ) -> Completion:
         want = self._want(request, affinity)
         if self._own_names and request.model == self._model:
@@ -365,9 +419,11 @@ class Engine:
             timeout = self._retry.timeout
             if track is not None:
                 timeout = track.timeout(time.monotonic())
-            call = Call(request, number, attempted)
+            call = Call(request, number, attempted, account=account)
             try:
-                return await self._attempt(call, want, settle, timeout)
+                if self._spender is None:
+                    return await self._attempt(call, want, settle, timeout)
+                return await self._paid(self._spender, call, want, settle, timeout)
             except EndpointError as error:
                 track = await self._failed(error, call, want, track)
                 number = call.number
@@ -399,7 +455,10 @@ class Engine:
         if self.on_wait is not None:
             self.on_wait()
         try:
-            await asyncio.sleep(seconds)
+            if self._spender is None:
+                await asyncio.sleep(seconds)
+            else:
+                await self._spender.sleep(seconds)
         finally:
             self._waiting -= 1
             self.waits.retry += seconds
@@ -419,6 +478,24 @@ class Engine:
             avoid = (failed,)
         return replace(want, avoid=avoid, remaining=self.unasked)
 
+    async def _paid(
+        self,
+        spender: Spender,
+        call: Call,
+        want: Want,
+        settle: Settle | None,
+        timeout: float | None,  # noqa: ASYNC109 - the wire client keeps it
+    ) -> Completion:
+        """Make a call that a budget has room for."""
+        asked = call.request.model or self._model
+        ticket = await spender.reserve(call.request, asked, self._backends, call.account)
+        call.ticket = ticket
+        try:
+            return await self._attempt(call, want, settle, timeout)
+        finally:
+            # Without a word on what it used it was never sent.
+            spender.settle(ticket, call.used or NOTHING)
+
     async def _attempt(
         self,
         call: Call,
@@ -430,6 +507,9 @@ class Engine:
         place = pool.enter_nowait(want)
         if place is None:
             place = await self._waited_for(want)
+            if self._spender is not None and self._spender.closed is not None:
+                pool.unused(place)
+                self._spender.check()
         call.endpoint, endpoint, backend = place, pool.endpoints[place], self._adapter(place)
         call.started = time.time()
         self.calls += 1
@@ -438,23 +518,27 @@ class Engine:
         outcome, error, completion, ended = Outcome.CANCELLED, None, None, 0.0
         try:
             try:
-                if self._copies is None:
+                if self._copies is None or call.request.on_text is not None:
                     completion = await backend.complete(call.request, timeout=timeout)
                 else:
                     completion = await self._copies.complete(call, timeout)
             except WorkerLost as lost:
                 # Its fleet has tried all there is to try.
+                self._book_failure(call, backend, lost)
                 self.authority.rejected(lost)
                 raise
             except Exception as failure:
                 error = as_endpoint_error(backend, failure)
                 outcome = outcome_of(error)
+                self._book_failure(call, backend, error)
                 call.failed(backend.endpoint, error)
                 raise error from error.__cause__
             finally:
                 ended = time.monotonic()
                 self.waits.endpoint += ended - began
             if not call.superseded:
+                if self._bill is not None:
+                    self._book(call, backend, completion)
                 call.answered(backend.endpoint, completion, ended - began)
             if completion.rate is not None:
                 self._rated = True
@@ -469,11 +553,58 @@ class Engine:
             return completion
         finally:
             self._in_flight -= 1
+            if call.error is not None:
+                self._book_failure(call, backend, call.error)
+            if call.used is None and self._bill is not None:
+                # It was cut off; nobody knows how far it had come.
+                call.used = self._bill.cut_off(backend, self._asked(call), self._most(call))
             if call.superseded:
                 # The endpoint has nothing to show for it but the time it took.
                 outcome, completion = Outcome.CANCELLED, None
             settle_place(endpoint, call, want, ended, outcome, completion, error)
             pool.wake()
+
+    def _asked(self, call: Call) -> str | None:
+        return call.request.model or self._model
+
+    def _book(self, call: Call, backend: Backend, completion: Completion) -> None:
+        """Book what an answered call used."""
+        assert self._bill is not None
+        used, call.cost_usd = self._bill.answered(backend, self._asked(call), completion)
+        if self._spender is not None and call.ticket is not None:
+            used = self._spender.observe(call.ticket, completion, used)
+        call.used = used
+
+    def _book_failure(self, call: Call, backend: Backend, error: ScaleInferError) -> None:
+        if self._bill is not None:
+            call.used = self._bill.failed(backend, self._asked(call), error, self._most(call))
+
+    def pay_copy(self, call: Call) -> bool:
+        """Reserve for a second copy of a call; False if it cannot be paid for now."""
+        if self._spender is None:
+            return True
+        asked = self._asked(call)
+        call.ticket = self._spender.reserve_nowait(call.request, asked, self._backends)
+        return call.ticket is not None
+
+    def settle_copy(
+        self,
+        call: Call,
+        backend: Backend,
+        completion: Completion | None,
+        error: EndpointError | None,
+    ) -> None:
+        """Book what a second copy used."""
+        if self._bill is None:
+            return
+        if completion is not None:
+            self._book(call, backend, completion)
+        elif error is not None:
+            self._book_failure(call, backend, error)
+        else:
+            call.used = self._bill.cut_off(backend, self._asked(call), self._most(call))
+        if self._spender is not None and call.ticket is not None:
+            self._spender.settle(call.ticket, call.used or NOTHING)
 
     async def _waited_for(self, want: Want) -> int:
         queued = time.monotonic()
@@ -517,6 +648,8 @@ class Engine:
 def _deterministic(request: Request) -> bool:
     """True if two answers to the request should be the same."""
     sampling = request.sampling
+    if request.on_text is not None:
+        return False
     if sampling.temperature != 0 and sampling.seed is None:
         return False
     return sampling.n is None or sampling.n == 1

@@ -5,6 +5,10 @@ for what the journal does not have. A node may run several times at once: `Send`
 per payload, and a graph within a graph may be sent as well. Such a run's file is named after
 its items, so that it finds them again whatever the order of the sends; equal ones that run at
 the same time take numbers.
+
+A journal that nobody asked for serves a run that did not end, and no other: a graph that comes
+by the same node again, in a loop or with the thread's next invocation, wants new answers. The
+file beside it, `NAME.db-done`, names the task that ended; another task begins anew.
 """
 
 from __future__ import annotations
@@ -50,6 +54,8 @@ class Place:
         thread: The thread's id; `None` without one.
         graphs: Names of the nodes whose graphs it is in, outermost first.
         sent: True if a `Send` started it.
+        task: LangGraph's name for this run of the node, which a run after a crash has too;
+            `None` outside a graph.
         checkpointer: What keeps the thread, if anything does.
     """
 
@@ -57,6 +63,7 @@ class Place:
     thread: str | None = None
     graphs: tuple[str, ...] = ()
     sent: bool = False
+    task: str | None = None
     checkpointer: Any = None
 
     @classmethod
@@ -71,14 +78,16 @@ class Place:
         metadata = config.get("metadata") or {}
         thread = configurable.get("thread_id")
         # "outer:task|1|inner:task": a name and a task at each level; numbers tell calls apart.
-        levels = str(configurable.get("checkpoint_ns") or "").split("|")
+        task = str(configurable.get("checkpoint_ns") or "")
+        levels = task.split("|")
         names = [level.partition(":")[0] for level in levels if level and not level.isdigit()]
-        path = metadata.get("langgraph_path") or ()
+        path: tuple[Any, ...] = metadata.get("langgraph_path") or ("",)
         return cls(
             node=str(metadata.get("langgraph_node") or default),
             thread=None if thread is None else str(thread),
             graphs=tuple(names[:-1]),
-            sent=bool(path) and path[0] == _PUSH,
+            sent=path[0] == _PUSH,
+            task=task or None,
             checkpointer=configurable.get("__pregel_checkpointer"),
         )
 
@@ -145,8 +154,13 @@ def journal_path(folder: Path, place: Place, items: Any) -> Path:
 
 
 @contextmanager
-def claimed(path: Path | None) -> Iterator[Path | None]:
-    """Take a journal's path, or one with a number if it is taken in this process."""
+def claimed(path: Path | None, task: str | None = None) -> Iterator[Path | None]:
+    """Take a journal's path, or one with a number if it is taken in this process.
+
+    Args:
+        path: The journal's; `None` for none.
+        task: The run of the node that it is to serve; `None` to keep it for every later one.
+    """
     if path is None:
         yield None
         return
@@ -157,10 +171,30 @@ def claimed(path: Path | None) -> Iterator[Path | None]:
             taken = path.absolute().with_name(f"{path.stem}-{number}{path.suffix}")
         _in_use.add(taken)
     try:
+        if task is not None:
+            _begin(taken, task)
         yield taken
+        if task is not None:
+            _done(taken).write_text(task, encoding="utf-8")
     finally:
         with _lock:
             _in_use.discard(taken)
+
+
+def _begin(path: Path, task: str) -> None:
+    """Remove a journal whose run has ended, unless the same run comes again."""
+    try:
+        if _done(path).read_text(encoding="utf-8") == task:
+            return
+        # First of all, so that only one of two processes goes on.
+        _done(path).unlink()
+    except FileNotFoundError:
+        return
+    path.unlink(missing_ok=True)
+
+
+def _done(path: Path) -> Path:
+    return path.with_name(f"{path.name}-done")
 
 
 def _file_name(name: str) -> str:

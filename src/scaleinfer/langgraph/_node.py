@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -26,6 +26,7 @@ from scaleinfer.mapping import stream_map
 from scaleinfer.program import is_program
 
 if TYPE_CHECKING:
+    import os
     from datetime import timedelta
     from typing import Unpack
 
@@ -97,9 +98,9 @@ def map_node(
     calls in flight at each endpoint; its tags and thread id are in the run's name.
 
     With a checkpointer the node keeps a journal for each thread, in `.scaleinfer/threads` or the
-    folder that the variable `SCALEINFER_THREADS` names, so that a graph that is run again with
-    the same thread id after a crash asks only for what is missing. Of an `InMemorySaver` it is a
-    temporary folder that goes with the saver.
+    folder that the variable `SCALEINFER_THREADS` names (for an `InMemorySaver` in a temporary
+    folder that goes with it). A node that did not end, and is run again with the same thread id,
+    then asks only for what is missing; a node that is come by once more asks anew.
 
     Args:
         prompt_fn: As for `parallel_map`: a template, a function of the item, a program, a graph.
@@ -116,8 +117,9 @@ def map_node(
         state_schema: Class of the state, to have the keys checked now: LangGraph drops what is
             written to a key that does not exist.
         options: What `parallel_map` takes, and: `journal`, True or a folder for a file per
-            thread and node, False for none, a path with a suffix (`run.db`) for that file;
-            `progress`, by default `"none"`; `name`, by default the node's.
+            thread and node whose answers are kept and used for good, a path with a suffix
+            (`run.db`) for that file, False for none; `progress`, by default `"none"`; `name`,
+            by default the node's.
 
     Raises:
         ConfigError: An argument cannot be used.
@@ -205,8 +207,9 @@ class MapNode(Runnable[Any, Any]):
         program = is_program(plan.prompt_fn)
         token = var_child_runnable_config.set(_outside(config)) if program else None
         try:
-            with claimed(_journal(plan.options.get("journal"), place, items)) as journal:
-                options["journal"] = journal
+            chosen = plan.options.get("journal")
+            path = _journal(chosen, place, items)
+            with claimed(path, place.task if chosen is None else None) as options["journal"]:
                 return await _collected(
                     stream_map(items, plan.prompt_fn, **options),
                     Tally(place.node, size_of(items), time.monotonic()),
@@ -267,14 +270,9 @@ def _raise_if_bubbling(error: ScaleInferError) -> None:
         raise error.__cause__
 
 
-def _journal(
-    chosen: bool | str | os.PathLike[str] | None, place: Place, items: Any
-) -> os.PathLike[str] | None:
-    if chosen is not None and not isinstance(chosen, bool):
-        from pathlib import Path
-
-        if Path(chosen).suffix:
-            return Path(chosen)
+def _journal(chosen: bool | str | os.PathLike[str] | None, place: Place, items: Any) -> Path | None:
+    if chosen is not None and not isinstance(chosen, bool) and Path(chosen).suffix:
+        return Path(chosen)
     folder = folder_of(place, chosen)
     return None if folder is None else journal_path(folder, place, items)
 

@@ -48,6 +48,9 @@ class NodeResult(Result):
         return written
 
 
+# Checkpoints name it; they are read by later versions too.
+NodeResult.__module__ = "scaleinfer.langgraph"
+
 _NAMES = tuple(field.name for field in fields(Result))
 _DEFAULTS = tuple(
     (field.name, field.default)

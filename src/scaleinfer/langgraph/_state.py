@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
@@ -101,7 +102,7 @@ def _declared(schema: type) -> list[str]:
     names: dict[str, None] = {}
     for base in reversed(schema.__mro__):
         # Not the evaluated hints: a type that cannot be imported here does not matter.
-        names |= dict.fromkeys(base.__dict__.get("__annotations__", {}))
+        names |= dict.fromkeys(inspect.get_annotations(base))
     # A TypedDict's own bases are gone, but its annotations hold theirs.
     return [*names, *(key for key in getattr(schema, "model_fields", ()) if key not in names)]
 

@@ -157,6 +157,7 @@ class TreePlan(Generic[T]):
             and every reduced node within half of it, so that two always fit.
 
     Attributes:
+        limit: As given; may be changed before the first leaf.
         finished: True once there is nothing more to reduce.
         root: What everything was reduced to; `None` if all was lost, or nothing was there.
         depth: Level of the root.
@@ -169,7 +170,7 @@ class TreePlan(Generic[T]):
         self.root: Node[T] | None = None
         self.depth = 0
         self._fan_in = fan_in
-        self._limit = limit
+        self.limit = limit
         self._levels: list[_Level[T]] = []
         self._ready: deque[Group[T]] = deque()
         self._leaves = 0
@@ -195,8 +196,8 @@ class TreePlan(Generic[T]):
             content: What it became.
             size: Size of that, in tokens; never taken for more than half the limit.
         """
-        if self._limit is not None:
-            size = min(size, self._limit // 2)
+        if self.limit is not None:
+            size = min(size, self.limit // 2)
         node = Node(content, size, group.nodes[0].first, group.nodes[-1].last)
         self._put(group.level, group.number, node)
 
@@ -206,7 +207,7 @@ class TreePlan(Generic[T]):
 
     def _level(self, level: int) -> _Level[T]:
         while len(self._levels) <= level:
-            self._levels.append(_Level(self._fan_in, self._limit))
+            self._levels.append(_Level(self._fan_in, self.limit))
         return self._levels[level]
 
     def _put(self, level: int, number: int, node: Node[T] | None) -> None:

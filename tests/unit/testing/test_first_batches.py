@@ -114,7 +114,7 @@ def test_one_active_batch_for_each_user(tmp_path: Path) -> None:
     assert ask.submit("two", token="a", now=5.0)[0] == 200
     assert code(ask("GET", f"{BATCHES}/{name}", token="b")) == (404, "batch_not_found")
     assert [card["status"] for card in ask("GET", BATCHES, token="a", now=5.0)[1]] == [
-        "completed", "pending",
+        "completed", "running",
     ]  # fmt: skip
 
 

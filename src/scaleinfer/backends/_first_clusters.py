@@ -1,0 +1,205 @@
+"""All clusters of FIRST that have a model: found out from the gateway, and followed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from itertools import count
+from typing import TYPE_CHECKING, ClassVar
+
+from scaleinfer.backends._base import Backend, EndpointStatus
+from scaleinfer.backends._first_listing import same
+from scaleinfer.backends._membership import Address
+from scaleinfer.backends._roster import Roster
+from scaleinfer.errors import ConfigError, EndpointError, Permanent, Starting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from scaleinfer.backends._base import Follower
+    from scaleinfer.backends._batch_base import BatchBackend
+    from scaleinfer.backends._first_gateway import Gateway
+    from scaleinfer.backends.first import FirstBackend
+    from scaleinfer.requests import Request
+    from scaleinfer.results import Completion
+
+__all__ = ["FirstClusters"]
+
+
+class FirstClusters(Backend):
+    """A model on every cluster of FIRST that offers it; `FirstBackend.federated` makes one.
+
+    The clusters are those that `/list-endpoints` names, and are looked for again every few
+    minutes. Where it does not run, calls come as soon as it does.
+
+    Args:
+        gateway: The gateway.
+        make: Returns the adapter to the model on a cluster, such as `sophia/vllm`.
+        model: The model, under any cluster's name for it.
+        weights: Shares of the clusters, by name; 1 for those left out.
+        every: Seconds between two looks at the list.
+    """
+
+    kind: ClassVar[str] = "first"
+    many: ClassVar[bool] = True
+    embeds = True
+    adaptive = False
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        make: Callable[[str], FirstBackend],
+        *,
+        model: str,
+        weights: Mapping[str, float],
+        every: float,
+    ) -> None:
+        self.endpoint = gateway.url
+        self.model: str = model
+        self._gateway = gateway
+        self._make = make
+        self._weights = dict(weights)
+        self._every = every
+        self._open: dict[asyncio.AbstractEventLoop, Roster] = {}
+        self._turn = count()
+
+    @property
+    def members(self) -> list[Backend]:
+        """The adapters to the clusters that get calls on the running loop."""
+        roster = self._open.get(asyncio.get_running_loop())
+        return [] if roster is None else roster.members()
+
+    @property
+    def starting(self) -> bool:
+        """True while calls wait on every cluster."""
+        found = [member for roster in self._open.values() for member in roster.members()]
+        return bool(found) and all(member.starting for member in found)
+
+    @property
+    def waits_for(self) -> str:
+        """What calls wait for on every cluster; empty if they do not."""
+        if not self.starting:
+            return ""
+        found = (member for roster in self._open.values() for member in roster.members())
+        return "; ".join(dict.fromkeys(member.waits_for for member in found if member.waits_for))
+
+    @property
+    def connection_wait_s(self) -> float:
+        """Seconds that calls have waited for a connection so far, summed."""
+        return sum(roster.connection_wait_s() for roster in self._open.values())
+
+    @property
+    def model_known(self) -> bool:
+        """True: no cluster has to be asked for its model."""
+        return True
+
+    def member(self, address: Address) -> FirstBackend:
+        """Return a new adapter to the model on a cluster."""
+        backend = self._make(address.url.removeprefix(f"{self._gateway.url}/"))
+        backend.weight = address.weight
+        return backend
+
+    def follow(self, follower: Follower) -> Sequence[Backend]:
+        """Return the members, and tell the follower who comes and goes; see `Backend.follow`."""
+        roster = self._open.get(asyncio.get_running_loop())
+        return [] if roster is None else roster.follow(follower)
+
+    async def open(self) -> None:
+        """Look for the clusters that have the model.
+
+        Raises:
+            EndpointError: The gateway did not tell, or none has it.
+        """
+        loop = asyncio.get_running_loop()
+        for other in [other for other in self._open if other.is_closed()]:
+            del self._open[other]  # it ended without closing us
+        roster = self._open.get(loop)
+        if roster is None:
+            roster = self._open[loop] = Roster(self.endpoint, self._listed, self._every, self)
+            await self._gateway.open()
+        roster.users += 1
+        try:
+            await roster.start()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Close every member when the last user leaves."""
+        loop = asyncio.get_running_loop()
+        roster = self._open.get(loop)
+        if roster is None:
+            return
+        roster.users -= 1
+        if roster.users == 0:
+            del self._open[loop]
+            await roster.aclose()
+            await self._gateway.aclose()
+
+    async def complete(self, request: Request, *, timeout: float | None = None) -> Completion:
+        """Ask one cluster after the other; a map chooses better, see `follow`."""
+        ready = [member for member in self.members if not member.starting]
+        if not ready:
+            why = self.waits_for or "the adapter is not open"
+            raise Starting(f"{self.model} runs nowhere now: {why}.", endpoint=self.endpoint)
+        return await ready[next(self._turn) % len(ready)].complete(request, timeout=timeout)
+
+    def batches(self) -> BatchBackend | None:
+        """Return the adapter to the batch API of the first cluster that has one."""
+        found = (member.batches() for roster in self._open.values() for member in roster.members())
+        return next((one for one in found if one is not None), None)
+
+    async def check(self) -> EndpointStatus:
+        """Ask whether the model runs on any cluster; see `Backend.check`."""
+        began = time.monotonic()
+        try:
+            await self._gateway.open()
+            try:
+                addresses = await self._listed()
+                found = [await self.member(address).check() for address in addresses]
+            finally:
+                await self._gateway.aclose()
+        except (EndpointError, ConfigError) as error:
+            return EndpointStatus(self.endpoint, ok=False, detail=str(error))
+        states = [
+            f"{address.url.removeprefix(f'{self._gateway.url}/')}: {status.detail}"
+            for address, status in zip(addresses, found, strict=True)
+        ]
+        models = tuple(dict.fromkeys(model for status in found for model in status.models))
+        ok = any(status.ok for status in found)
+        took = time.monotonic() - began
+        return EndpointStatus(self.endpoint, ok, "; ".join(states), models, took)
+
+    async def _listed(self) -> list[Address]:
+        """Return the clusters that offer the model.
+
+        Raises:
+            EndpointError: The gateway did not tell, or none offers it.
+        """
+        routes = await self._gateway.routes(max_age_s=self._every / 2)
+        found = [
+            Address(
+                f"{self._gateway.url}/{route.cluster}/{route.framework}",
+                model=self.model,
+                weight=self._weights.get(route.cluster, 1.0),
+            )
+            for route in routes
+            if same(self.model, route.models) is not None
+        ]
+        strange = self._weights.keys() - {route.cluster for route in routes}
+        if strange:
+            self._weights = {name: self._weights[name] for name in self._weights.keys() - strange}
+            logging.getLogger("scaleinfer").warning(
+                "weights= names %s, which FIRST does not.", ", ".join(sorted(strange))
+            )
+        if found:
+            return found
+        offered = ", ".join(sorted({model for route in routes for model in route.models})[:10])
+        raise Permanent(
+            f"no cluster of FIRST offers {self.model}; they offer {offered or 'nothing'}.",
+            hint="`scaleinfer endpoints --backend first:` lists them. Models that you may not use "
+            "are not listed.",
+            endpoint=self.endpoint,
+            fatal=True,
+        )

@@ -1,0 +1,83 @@
+"""`NodeResult` goes through LangGraph's checkpoints whole."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from pydantic import BaseModel
+
+from scaleinfer import (
+    JournalError,
+    Overloaded,
+    Permanent,
+    PromptError,
+    Result,
+    SchemaError,
+    Usage,
+    WorkerLost,
+)
+from scaleinfer.langgraph import NodeResult
+
+STRICT = JsonPlusSerializer(allowed_msgpack_modules=[NodeResult])
+
+
+class Answer(BaseModel):
+    soluble: bool
+
+
+RESULTS = [
+    Result("k", 3, item={"smiles": "CCO"}, ok=True, text="yes", value="yes",
+           usage=Usage(5, 2, 1, 1), cost_usd=0.25, attempts=2, latency_s=0.5,
+           endpoint="http://x/v1", model="m", finish_reason="stop", resumed=True),
+    Result("k", 0, ok=True, value={"a": 1}, tool_calls=[{"id": "1"}], choices=["a", "b"]),
+    Result("k", 1, error=PromptError("no field", index=1, key="k", hint="give it")),
+    Result("k", 2, error=Overloaded("busy", endpoint="http://x", status=503, retry_after=2.0)),
+    Result("k", 2, error=Permanent("no", body="b", fatal=True, reached=False)),
+    Result("k", 2, error=SchemaError("bad", text="{")),
+    Result("k", 2, error=JournalError("locked", path="/a", reason="locked")),
+    Result("k", 2, error=WorkerLost("gone")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("result", RESULTS, ids=lambda result: repr(result.error or result.value))
+def test_a_checkpoint_keeps_all_of_it(result: Result) -> None:
+    taken = NodeResult.of(result)
+    [back] = STRICT.loads_typed(STRICT.dumps_typed([taken]))
+    assert type(back) is NodeResult
+    fields = {name: getattr(back, name) for name in Result.__dataclass_fields__}
+    error, before = fields.pop("error"), result.error
+    assert type(error) is type(before)
+    if error is not None and before is not None:
+        assert error.to_dict() == before.to_dict()
+    assert isinstance(back.usage, Usage)
+    assert fields == {name: getattr(result, name) for name in fields}
+    assert isinstance(back, Result)
+
+
+def test_a_typed_value_comes_back_typed() -> None:
+    serializer = JsonPlusSerializer(allowed_msgpack_modules=[NodeResult, Answer])
+    taken = NodeResult.of(Result("k", 0, ok=True, text="{}", value=Answer(soluble=True)))
+    [back] = serializer.loads_typed(serializer.dumps_typed([taken]))
+    assert back.value == Answer(soluble=True)
+
+
+def test_where_classes_are_not_let_in_it_is_plain_data() -> None:
+    nothing = JsonPlusSerializer(allowed_msgpack_modules=None)
+    taken = NodeResult.of(RESULTS[2])
+    [back] = nothing.loads_typed(nothing.dumps_typed([taken]))
+    assert back == {
+        "key": "k", "index": 1,
+        "error": {"type": "PromptError", "message": "no field", "hint": "give it", "index": 1,
+                  "key": "k"},
+    }  # fmt: skip
+    again = NodeResult(**back).error
+    assert isinstance(again, PromptError)
+    assert again.to_dict() == back["error"]
+
+
+def test_it_pickles() -> None:
+    taken: Any = NodeResult.of(RESULTS[0])
+    assert pickle.loads(pickle.dumps(taken)) == taken
