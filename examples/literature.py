@@ -1,4 +1,4 @@
-"""Ask five questions about every paper; three have typed answers.
+"""Ask five questions about every paper; every answer is typed by a pydantic model.
 
 Run from the repository root, on the embedded model unless SCALEINFER_BACKEND names another:
 
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from scaleinfer import Prompt, parallel_map
+from scaleinfer import MapResult, Prompt, parallel_map
 
 DATA = Path(__file__).parent / "data" / "papers.jsonl"
 
@@ -26,7 +26,7 @@ class Reference(BaseModel):
     """Who wrote it, and when."""
 
     author: str = Field(max_length=40)
-    year: int
+    year: int = Field(ge=1900, le=2030)
 
 
 class Keywords(BaseModel):
@@ -35,28 +35,46 @@ class Keywords(BaseModel):
     keywords: list[Annotated[str, Field(max_length=20)]] = Field(min_length=1, max_length=3)
 
 
-class Verdict(BaseModel):
-    """Yes or no."""
+class Subject(BaseModel):
+    """Where it belongs."""
 
-    answer: Literal["yes", "no"]
+    subject: Literal[
+        "geometry", "image processing", "linear algebra", "numerical analysis", "optimization",
+        "signal processing", "statistics",
+    ]  # fmt: skip
 
 
-def questions(paper: dict[str, Any]) -> dict[str, str | Prompt]:
+class Method(BaseModel):
+    """Whether it presents a new method."""
+
+    new_method: Literal["yes", "no"]
+
+
+class Use(BaseModel):
+    """What the function that cites it is for."""
+
+    purpose: str = Field(max_length=80)
+
+
+def questions(paper: dict[str, Any]) -> dict[str, Prompt]:
     """Return five prompts about one paper, by name."""
     title = f'"{paper["title"]}"'
     return {
         "reference": Prompt(
             f"Extract the first author and the year.\n\n{paper['citation']}", schema=Reference
         ),
-        "keywords": Prompt(
-            f"Give keywords for the paper {title}.",
-            schema=Keywords,
-            sampling={"max_tokens": 80, "temperature": 0},
-        ),
-        "method": Prompt(f"Does the paper {title} present a new method?", schema=Verdict),
-        "topic": f"What is the paper {title} about? One short sentence.",
-        "used_for": f"{paper['context']}\n\nWhat is this function for? One short sentence.",
+        "keywords": Prompt(f"Give keywords for the paper {title}.", schema=Keywords),
+        "subject": Prompt(f"Which subject is the paper {title} about?", schema=Subject),
+        "method": Prompt(f"Does the paper {title} present a new method?", schema=Method),
+        "use": Prompt(f"{paper['context']}\n\nWhat is this function for?", schema=Use),
     }
+
+
+def compare(results: MapResult) -> None:
+    """Print how many of the answers that can be checked are as in the record."""
+    for name, recorded in (("reference", "year"), ("subject", "subject")):
+        right = sum(getattr(r.value[name], recorded) == r.item[recorded] for r in results.ok)
+        print(f"{recorded:>8}: {right} of {len(results)} as in the record")
 
 
 async def main() -> None:
@@ -71,7 +89,7 @@ async def main() -> None:
     results = await parallel_map(
         papers,
         questions,
-        sampling={"max_tokens": 40, "temperature": 0},
+        sampling={"max_tokens": 80, "temperature": 0},
         journal=options.journal,
         key=lambda paper: paper["id"],
         name="literature",
@@ -80,10 +98,11 @@ async def main() -> None:
     for result in results.ok[:3]:
         print(f"\n{result.item['title']}")
         for name, answer in result.value.items():
-            print(f"  {name:>9}: {' '.join(str(answer).split())}")
-    right = sum(r.value["reference"].year == r.item["year"] for r in results.ok)
+            print(f"  {name:>9}: {answer}")
+    print()
+    compare(results)
     results.to_jsonl(options.out)
-    print(f"\n{right} of {len(results)} years as in the record; {len(results.failed)} failed")
+    print(f"{len(results.ok)} papers answered, {len(results.failed)} failed")
     print(f"{results.stats.resumed} papers came from {options.journal}; answers: {options.out}")
 
 

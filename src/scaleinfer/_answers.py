@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from scaleinfer.errors import (
+    BudgetExceeded,
     EndpointError,
     ScaleInferError,
     SchemaError,
@@ -24,7 +25,7 @@ from scaleinfer.errors import (
 from scaleinfer.results import Result, Usage
 
 if TYPE_CHECKING:
-    from scaleinfer.engine import Engine
+    from scaleinfer.engine import Engine, Purse
     from scaleinfer.journal import Claim, Journal
     from scaleinfer.prompts import Question
     from scaleinfer.results import Attempt, Completion
@@ -36,7 +37,7 @@ __all__ = ["Answer", "Keeper", "ask", "joint_result", "rejected", "single_result
 _NO_USAGE = Usage()
 _PLAIN_FIELDS = (
     "text", "endpoint", "worker", "model", "finish_reason", "choices", "tool_calls", "logprobs",
-    "batch",
+    "batch", "cost_usd",
 )  # fmt: skip
 
 
@@ -60,6 +61,7 @@ class Answer:
         tool_calls: Tool calls of the answer.
         logprobs: Log probabilities of the answer.
         batch: The batch that it was a row of.
+        cost_usd: What its calls cost; `None` if no price is known.
     """
 
     text: str | None = None
@@ -77,6 +79,7 @@ class Answer:
     tool_calls: list[dict[str, Any]] | None = None
     logprobs: dict[str, Any] | None = None
     batch: str | None = None
+    cost_usd: float | None = None
 
     def to_payload(self) -> bytes:
         """Return the answer as the journal keeps it: JSON without nulls."""
@@ -129,6 +132,7 @@ class Answer:
             tool_calls=data.get("tool_calls"),
             logprobs=data.get("logprobs"),
             batch=data.get("batch"),
+            cost_usd=data.get("cost_usd"),
         )
         answer.value = data.get("value", answer.text)
         if "vector" in data:
@@ -160,6 +164,7 @@ async def ask(
     begun: Answer | None = None,
     wrong: SchemaError | None = None,
     repaired: int = 0,
+    account: Purse | None = None,
 ) -> Answer:
     """Ask a question until the answer is valid or given up; errors are in the answer.
 
@@ -174,6 +179,7 @@ async def ask(
         begun: What was asked of it before, to go on from.
         wrong: What is wrong with the last answer there; the model is shown it at once.
         repaired: How often the model was shown one before.
+        account: What its item may use.
     """
     asking = _Asking(question.schema, keeper, begun)
     answer = asking.answer
@@ -187,9 +193,16 @@ async def ask(
                 number=answer.attempts,
                 settle=asking.settle,
                 affinity=affinity,
+                account=account,
             )
         except SchemaError as error:
-            await _repair(engine, question, asking, range(repaired, repairs), error)
+            left = range(repaired, repairs)
+            await _repair(engine, question, asking, left, error, account=account)
+    except BudgetExceeded as error:
+        # Not recorded: a run with a larger budget asks it.
+        answer.error = error
+        if keeper is not None:
+            keeper.release()
     except (EndpointError, SchemaError, WorkerLost) as error:
         answer.error = error
         if keeper is not None:
@@ -258,6 +271,8 @@ class _Asking:
         answer.attempts += 1
         answer.latency_s = now - self._began
         answer.endpoint = attempt.endpoint
+        if attempt.cost_usd is not None:
+            answer.cost_usd = (answer.cost_usd or 0.0) + attempt.cost_usd
         if self._keeper is not None:
             self._keeper.attempted(attempt)
 
@@ -280,7 +295,13 @@ class _Asking:
 
 
 async def _repair(
-    engine: Engine, question: Question, asking: _Asking, repairs: range, error: SchemaError
+    engine: Engine,
+    question: Question,
+    asking: _Asking,
+    repairs: range,
+    error: SchemaError,
+    *,
+    account: Purse | None = None,
 ) -> None:
     """Show the model what is wrong with its answer until it is valid.
 
@@ -296,7 +317,11 @@ async def _repair(
         request = replace(question.request, messages=messages)
         try:
             await engine.call(
-                request, attempted=asking.count, number=answer.attempts, settle=asking.settle
+                request,
+                attempted=asking.count,
+                number=answer.attempts,
+                settle=asking.settle,
+                account=account,
             )
         except SchemaError as again:
             error = again
@@ -318,6 +343,7 @@ def single_result(index: int, key: str, item: Any, answer: Answer) -> Result:
         value=answer.value,
         error=answer.error,
         usage=answer.usage,
+        cost_usd=answer.cost_usd,
         attempts=answer.attempts,
         latency_s=answer.latency_s,
         endpoint=answer.endpoint,
@@ -343,6 +369,7 @@ def joint_result(index: int, key: str, item: Any, answers: dict[str, Answer]) ->
         if error is None and answer.error is not None:
             error = answer.error
             error.message = f"question {name!r}: {error.message}"
+    costs = [answer.cost_usd for answer in answers.values() if answer.cost_usd is not None]
     cut = any(answer.finish_reason == "length" for answer in answers.values())
     return Result(
         key=key,
@@ -352,6 +379,7 @@ def joint_result(index: int, key: str, item: Any, answers: dict[str, Answer]) ->
         value={name: answer.value for name, answer in answers.items()},
         error=error,
         usage=usage,
+        cost_usd=sum(costs) if len(costs) == len(answers) else None,
         attempts=sum(answer.attempts for answer in answers.values()),
         latency_s=max(answer.latency_s for answer in answers.values()),
         endpoint=last.endpoint,

@@ -151,7 +151,8 @@ def _show_failures(journal: str, number: int) -> None:
 def _line(info: RunInfo) -> str:
     started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(info.started))
     took = "" if info.ended is None else f", {info.ended - info.started:.0f} s"
-    counts = ", ".join(f"{value:,} {name}" for name, value in info.counts.items() if value)
+    shown = {n: c for n, c in info.counts.items() if c and not n.startswith("spent_")}
+    counts = ", ".join(f"{count:,} {name}" for name, count in shown.items())
     name = f" {info.name}" if info.name else ""
     return f"run {info.id}{name}: {info.state}, {started}{took}; {counts or 'nothing recorded'}"
 

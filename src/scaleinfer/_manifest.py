@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import importlib.metadata
 import inspect
@@ -13,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from scaleinfer._git import git_state, source_folder
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from pydantic import BaseModel
 
     from scaleinfer.backends import Backend
@@ -21,42 +26,76 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_run", "source_of"]
 
-_PACKAGES = ("scaleinfer", "pydantic", "aiohttp", "openai", "openvino-genai")
+_PACKAGES = (
+    "scaleinfer", "pydantic", "aiohttp", "orjson", "genai-prices", "openai", "openvino-genai",
+    "langgraph", "langchain-core", "academy-py", "parsl", "globus-compute-sdk",
+)  # fmt: skip
+_MOST_ENDPOINTS = 100
 
 
 def describe_run(
     *,
-    backend: Backend,
+    backends: Sequence[Backend],
     prompt_fn: Any,
     system: str | None,
     schema: type[BaseModel] | None,
     sampling: Sampling,
+    program: bool = False,
+    parameters: Mapping[str, Any] | None = None,
+    keep_prompts: bool = True,
 ) -> tuple[str, dict[str, Any]]:
     """Return a run's fingerprint and its facts.
 
     Runs of the same program (prompts, model, sampling, schema) have the same fingerprint,
-    whatever the items, so that a resumed run is known as such.
+    whatever the items, so that a resumed run is known as such. May ask `git` for its state, for
+    two seconds at the most.
+
+    Args:
+        backends: Where it asks, the first one's model counting.
+        prompt_fn: The template, function or program.
+        system: The system message.
+        schema: The answer's schema.
+        sampling: The sampling parameters.
+        program: True if `prompt_fn` is a program or graph that asks by itself.
+        parameters: The other arguments of the map.
+        keep_prompts: False to keep a template's text out of the facts; its hash stays.
     """
-    program = {
+    backend = backends[0]
+    asked = {
         "prompt_fn": _hash(source_of(prompt_fn)),
         "system": None if system is None else _hash(system),
         "schema": None if schema is None else _hash(_json(schema.model_json_schema())),
         "sampling": sampling.to_body(),
         "model": backend.model,
     }
+    template = isinstance(prompt_fn, str) and keep_prompts
     facts = {
-        "program": program,
-        "prompt_fn": prompt_fn if isinstance(prompt_fn, str) else _name(prompt_fn),
+        "program": asked,
+        "kind": "program" if program else "prompts",
+        "prompt_fn": prompt_fn if template else _name(prompt_fn),
         "schema": None if schema is None else schema.__name__,
         "backend": backend.kind,
         "endpoint": backend.endpoint,
+        "endpoints": [one.endpoint for one in backends[:_MOST_ENDPOINTS]],
+        "parameters": dict(parameters or {}),
+        "git": git_state(source_folder(prompt_fn)),
         "python": platform.python_version(),
+        "platform": platform.platform(),
         "packages": _versions(),
+        "user": _user(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "argv0": sys.argv[0] if sys.argv else "",
     }
-    return _hash(_json(program)), orjson.loads(_json(facts))
+    return _hash(_json(asked)), orjson.loads(_json(facts))
+
+
+def _user() -> str:
+    """Return who runs this: the login name, else the number of the user."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return str(os.getuid()) if hasattr(os, "getuid") else ""
 
 
 def source_of(prompt_fn: Any) -> str:

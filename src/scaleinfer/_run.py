@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from scaleinfer._answers import Answer, Keeper, ask, joint_result, single_result
 from scaleinfer._identity import content_key, identity_of, item_key, own_key
 from scaleinfer.data import END
-from scaleinfer.engine import Gate, Window
+from scaleinfer.engine import Gate, Window, item_purse
 from scaleinfer.errors import (
+    BudgetExceeded,
     EndpointError,
     PromptError,
     RunStopped,
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 
     from scaleinfer._intake import Intake, Work
     from scaleinfer._programs import Programs
+    from scaleinfer._spending import Spending
     from scaleinfer.data import Source
-    from scaleinfer.engine import Engine
+    from scaleinfer.engine import Engine, Purse
     from scaleinfer.journal import Claim, Journal
     from scaleinfer.program import LLM
     from scaleinfer.prompts import Question
@@ -81,6 +83,7 @@ class Run:
         repairs: How often a bad answer is shown to the model again.
         ordered: True to deliver results in input order.
         programs: Runs a program for each item, if `prompt_fn` is one.
+        spending: The run's bill and budget.
 
     Attributes:
         counts: What the run has come to.
@@ -100,6 +103,7 @@ class Run:
         repairs: int,
         ordered: bool,
         programs: Programs | None = None,
+        spending: Spending | None = None,
     ) -> None:
         self.counts = Counts()
         self.stopped = ""
@@ -115,6 +119,12 @@ class Run:
         if programs is not None:
             programs.ask_question = self._asked_by_program
             programs.recorded = journal is not None
+        self._spender = None if spending is None else spending.spender
+        self._accounts: dict[int, Purse] = {}
+        if self._spender is not None:
+            self._spender.on_close = self._reached_budget
+        self._landing = False
+        self._idle_lanes: set[asyncio.Task[Any] | None] = set()
         self._most_lanes = 0
         self._taken = 0
         self._spare = 0
@@ -214,11 +224,23 @@ class Run:
 
     def stop(self, reason: str, cause: ScaleInferError | None = None) -> None:
         """Stop the run: calls in flight are ended, answers being recorded are kept."""
-        if self.stopped:
+        if self.stopped and not self._landing:
             return
-        self.stopped, self.cause = reason, cause
+        if not self._landing:
+            self.stopped, self.cause = reason, cause
+        self._landing = False
         for task in self._tasks - self._recording:
             task.cancel()
+
+    def _reached_budget(self, error: BudgetExceeded) -> None:
+        """Stop the run, but let what is in flight land."""
+        if self.stopped:
+            return
+        self.stopped, self.cause, self._landing = error.message, error, True
+        for lane in self._idle_lanes:
+            if lane is not None:
+                lane.cancel()
+        self._wake.set()
 
     async def not_asked(self) -> AsyncGenerator[Result, None]:
         """Yield a result for each item that the stopped run left.
@@ -242,7 +264,8 @@ class Run:
         self.counts.not_asked += 1
         cause = self.cause
         error: ScaleInferError
-        if isinstance(cause, EndpointError) and (cause.fatal or not cause.reached):
+        fatal = isinstance(cause, EndpointError) and (cause.fatal or not cause.reached)
+        if cause is not None and (fatal or isinstance(cause, BudgetExceeded)):
             # What stands in the way of one item stands in the way of all.
             error = error_from_dict(cause.to_dict() | {"index": index, "key": None})
         else:
@@ -278,9 +301,14 @@ class Run:
                 # At once, so that others who look in this turn of the loop do not go as well.
                 self._tasks.discard(asyncio.current_task())
                 return
-            if self._room.enter_nowait(None) is None:
-                await self._room.enter(None, leave=lambda _: self._window.unreserve())
-            work = self._intake.take_nowait() or await self._intake.take()
+            work = None
+            if self._room.enter_nowait(None) is not None:
+                work = self._intake.take_nowait()
+                entered = True
+            else:
+                entered = False
+            if work is None:
+                work = await self._waited_for(entered=entered)
             if work is None:
                 self._window.unreserve()
                 self._room.wake()
@@ -295,6 +323,9 @@ class Run:
                     raise
                 self._left.append((work.index, work.item))
                 return
+            if self.stopped and isinstance(result.error, BudgetExceeded):
+                self._left.append((work.index, work.item))
+                return
             self._count(result)
             if self._source.total is not None:
                 self._engine.remaining = self._source.total - self.counts.done
@@ -303,7 +334,27 @@ class Run:
             if self.counts.done % _GROW_EVERY == 0:
                 self.grow()
 
+    async def _waited_for(self, *, entered: bool) -> Work | None:
+        """Wait for room and the next item; may be cancelled without losing any."""
+        lane = asyncio.current_task()
+        self._idle_lanes.add(lane)
+        try:
+            if not entered:
+                await self._room.enter(None, leave=lambda _: self._window.unreserve())
+            return self._intake.take_nowait() or await self._intake.take()
+        finally:
+            self._idle_lanes.discard(lane)
+
     async def _result(self, work: Work) -> Result:
+        if self._spender is None or self._spender.budget.per_item_usd is None:
+            return await self._asked_for(work)
+        self._accounts[work.index] = item_purse(self._spender.budget.per_item_usd)
+        try:
+            return await self._asked_for(work)
+        finally:
+            del self._accounts[work.index]
+
+    async def _asked_for(self, work: Work) -> Result:
         index, item, questions = work.index, work.item, work.questions
         key = ""
         try:
@@ -390,6 +441,7 @@ class Run:
                 repairs=self._repairs,
                 keeper=keeper,
                 affinity=affinity,
+                account=self._accounts.get(index) if self._accounts else None,
             )
         except asyncio.CancelledError:
             if keeper is not None:

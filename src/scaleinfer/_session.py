@@ -21,10 +21,12 @@ from scaleinfer._interrupt import on_interrupt
 from scaleinfer._manifest import describe_run
 from scaleinfer._programs import ProgramRenderer, Programs, no_batches
 from scaleinfer._run import Run
+from scaleinfer._spending import Spending
 from scaleinfer._vitals import Vitals
 from scaleinfer.backends import Backend, resolve_backends
 from scaleinfer.data import source
 from scaleinfer.engine import (
+    Budget,
     Concurrency,
     Dispatch,
     Engine,
@@ -37,7 +39,7 @@ from scaleinfer.engine import (
 from scaleinfer.errors import ConfigError, EndpointError
 from scaleinfer.map_result import EndpointUse, RunStats
 from scaleinfer.observe import Snapshot, open_progress, summary_line
-from scaleinfer.prices import cost_usd
+from scaleinfer.prices import PICO, Prices, price_table
 from scaleinfer.program import Graph, Program, is_program
 from scaleinfer.prompts import Renderer
 from scaleinfer.requests import Sampling
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from scaleinfer.fleet import Fleet
     from scaleinfer.journal import Journal
     from scaleinfer.observe import Progress
+    from scaleinfer.prices import Price
     from scaleinfer.program import LLM
     from scaleinfer.results import Result
 
@@ -98,6 +101,8 @@ class Options:
     renderer: type[Renderer] = Renderer
     mode: Mode = "online"
     deadline: float | None = None
+    budget: Budget | None = None
+    prices: Prices = Prices()  # noqa: RUF009 - it is frozen
 
     @classmethod
     def of(
@@ -115,6 +120,8 @@ class Options:
         fleet: Fleet | None,
         mode: Mode = "online",
         deadline: float | timedelta | None = None,
+        budget: Budget | None = None,
+        prices: Prices | Mapping[str, Price] | None = None,
         **others: Any,
     ) -> Options:
         """Check the arguments.
@@ -141,6 +148,7 @@ class Options:
         _check("rate_limit", rate_limit, RateLimit)
         _check("dispatch", dispatch, Dispatch)
         _check("retry", retry, Retry)
+        _check("budget", budget, Budget)
         if not isinstance(others["priority"], int):
             raise ConfigError(f"priority must be an integer, not {others['priority']!r}.")
         if others["on_error"] not in {"return", "raise"}:
@@ -151,6 +159,8 @@ class Options:
             chosen=chosen,
             mode=checked_mode(mode, fleet=fleet is not None),
             deadline=checked_deadline(deadline),
+            budget=budget,
+            prices=Prices.of(prices),
             sampling=Sampling.of(sampling),
             concurrency=_concurrency(concurrency),
             rate_limit=rate_limit,
@@ -224,9 +234,23 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
                 if journal is not None:
                     await journal.aclose(state="failed", counts={})
                 raise
+        try:
+            spending = Spending(
+                options.budget,
+                options.prices,
+                backends=backends,
+                model=renderer.model,
+                journal=journal,
+            )
+        except BaseException:
+            if journal is not None:
+                await journal.aclose(state="failed", counts={})
+            raise
+        stack.callback(spending.close)
         session = Session(
-            options, backends, items, renderer, journal, progress, in_order=in_order, plan=plan
-        )
+            options, backends, items, renderer, journal, progress, spending,
+            in_order=in_order, plan=plan,
+        )  # fmt: skip
         stack.push_async_exit(session.close)
         if unreachable is not None:
             session.run.stop(str(unreachable), unreachable)
@@ -370,6 +394,7 @@ class Session:
         renderer: Items to requests.
         journal: Where everything is recorded, if anywhere.
         progress: What the user sees.
+        spending: Its bill and budget.
         in_order: True if results are to come in input order.
         plan: How batches are used, if they are.
 
@@ -385,6 +410,7 @@ class Session:
         renderer: Renderer,
         journal: Journal | None,
         progress: Progress,
+        spending: Spending,
         *,
         in_order: bool,
         plan: BatchPlan | None = None,
@@ -395,13 +421,13 @@ class Session:
         self._backend = backends[0]
         self._journal = journal
         self._progress = progress
+        self._spending = spending
         self._began = time.monotonic()
         self._interrupted = False
         self._timer: asyncio.TimerHandle | None = None
         self._renderer_model = renderer.model
         self._by_endpoint = {backend.endpoint: backend for backend in backends}
         self._members = any(backend.many for backend in backends)
-        self._cost: float | None = None
         self._discounts: dict[Backend, float] = {}
         self._engine = self._engine_of(backends, renderer.model, options.packing)
         self._programs = None
@@ -422,6 +448,7 @@ class Session:
             repairs=options.retry.repairs,
             ordered=in_order,
             programs=self._programs,
+            spending=spending,
         )
         self._at_first = self._engine.endpoints()
         self._waits_for: dict[Backend, str] = {}
@@ -437,6 +464,8 @@ class Session:
             model=model,
             priority=options.priority,
             packing=packing,
+            bill=self._spending.bill,
+            spender=self._spending.spender,
         )
 
     async def _open_engine(self, spec: Any, embeds: bool, stack: AsyncExitStack) -> Engine:
@@ -459,6 +488,7 @@ class Session:
                 stack.push_async_callback(backend.aclose)
                 self._by_endpoint.setdefault(backend.endpoint, backend)
             model = backends[0].model
+            self._spending.check(backends, model)
         engine = self._engine_of(backends, model, _TEXTS_PER_CALL if embeds else None)
         stack.push_async_callback(engine.aclose)
         return engine
@@ -472,6 +502,7 @@ class Session:
     def _tick_outside(self) -> None:
         # Not a task: a loop that ends before this is closed would find it still running.
         self.run.tick()
+        self._spending.tick(self._engine)
         self._timer = asyncio.get_running_loop().call_later(_TICK, self._tick_outside)
 
     async def collect(self) -> list[Result]:
@@ -577,7 +608,11 @@ class Session:
             batches=self.run.batches,
             elapsed_s=elapsed,
             usage=counts.usage,
-            cost_usd=self._cost,
+            cost_usd=self._spending.bill.cost_usd,
+            costs=self._spending.bill.lines(),
+            node_hours=self._spending.node_hours,
+            allocation_units=self._spending.allocation_units,
+            price_table=price_table() if self._spending.bill.uses_table else None,
             endpoint=self._where(),
             model=self._renderer_model,
             journal=None if self._options.journal is None else os.fspath(self._options.journal),
@@ -622,6 +657,7 @@ class Session:
                     "ok": counts.ok,
                     "failed": counts.failed,
                     "resumed": counts.resumed,
+                    **self._spending.counts(),
                 },
             )
 
@@ -639,13 +675,15 @@ class Session:
             watch.cancel()
 
     def _price(self, result: Result) -> None:
-        """Fill in what an answer cost, and add it to the run's bill."""
+        """Fill in what an answer cost, where its calls do not say: in a batch, or long ago."""
+        if result.cost_usd is not None:
+            return
         backend = self._backend_of(result.endpoint or "")
-        result.cost_usd = cost_usd(backend, result.model, result.usage)
-        if result.batch is not None and result.cost_usd is not None:
-            result.cost_usd *= self._discount(backend)
-        if result.cost_usd is not None and not result.resumed:
-            self._cost = (self._cost or 0.0) + result.cost_usd
+        pricer = self._spending.bill.pricer
+        pico = pricer.cost(backend, self._renderer_model, result.model, result.usage)
+        if pico is not None:
+            share = self._discount(backend) if result.batch is not None else 1.0
+            result.cost_usd = pico * share / PICO
 
     def _finish(self, result: Result) -> None:
         if self._programs is None:  # else each of its calls has its price
@@ -683,6 +721,7 @@ class Session:
     async def _tick(self) -> None:
         while True:
             self.run.tick()
+            self._spending.tick(self._engine)
             self._note_waits()
             self._progress.update(self.snapshot())
             await asyncio.sleep(_TICK)

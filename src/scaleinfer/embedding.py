@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from scaleinfer._session import BackendSpec, ProgressMode
-    from scaleinfer.engine import Concurrency, RateLimit, Retry
+    from scaleinfer.engine import Budget, Concurrency, RateLimit, Retry
+    from scaleinfer.prices import Price, Prices
 
 __all__ = ["parallel_embed"]
 
@@ -39,6 +40,8 @@ async def parallel_embed(
     rate_limit: RateLimit | None = None,
     retry: Retry | None = None,
     priority: int = 0,
+    budget: Budget | None = None,
+    prices: Prices | Mapping[str, Price] | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = True,
@@ -69,6 +72,8 @@ async def parallel_embed(
         rate_limit: Requests and tokens a minute at each endpoint that has no limit of its own.
         retry: How failed calls are tried again, and how long one may take.
         priority: Calls of a map with a higher one overtake those of others.
+        budget: Hard caps on dollars, tokens, calls or seconds, as for `parallel_map`.
+        prices: Prices of your own, as for `parallel_map`.
         journal: Path of a journal: what is embedded is on disk, the same call again resumes.
         key: `key(item)` names an item in results and journal; default a hash of the request.
         ordered: True for results in input order, False in order of completion.
@@ -107,6 +112,8 @@ async def parallel_embed(
         retry=retry,
         fleet=None,
         priority=priority,
+        budget=budget,
+        prices=prices,
         journal=journal,
         key=key,
         ordered=ordered,

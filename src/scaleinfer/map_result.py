@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from scaleinfer.engine import Cost
     from scaleinfer.observe import ResultSummary
 
 __all__ = ["EndpointUse", "MapResult", "RunStats", "TimeShares"]
@@ -110,7 +111,8 @@ class RunStats:
         batches: Batches submitted, with `mode="batch"`.
         elapsed_s: Seconds from start to end.
         usage: Tokens this run used; resumed items not counted.
-        cost_usd: Price of that usage; `None` if no price is known.
+        cost_usd: What all calls cost, failed and hedged ones included as far as endpoints say
+            what these used; `None` if no price is known.
         endpoint: Where it was asked; of several, the first and how many more.
         model: Model asked.
         journal: The journal's path, if there is one.
@@ -118,6 +120,10 @@ class RunStats:
         peak_in_flight: The most calls that were in flight at once.
         time: Where the time went, and what held the run back.
         endpoints: What the run saw of each endpoint.
+        costs: Calls, tokens and dollars of each model at each endpoint.
+        node_hours: Wall time of the nodes on which a fleet's workers were; `None` without one.
+        allocation_units: What these cost, by `Prices.units_per_node_hour`.
+        price_table: Version and date of the public list, if a price came from it.
     """
 
     name: str | None
@@ -142,6 +148,15 @@ class RunStats:
     time: TimeShares = TimeShares()
     endpoints: tuple[EndpointUse, ...] = ()
     batches: int = 0
+    costs: tuple[Cost, ...] = ()
+    node_hours: float | None = None
+    allocation_units: float | None = None
+    price_table: str | None = None
+
+    @property
+    def unsure_usd(self) -> float:
+        """What calls that were cut off may have cost besides, at the most."""
+        return sum(line.unsure_usd or 0.0 for line in self.costs)
 
     @property
     def items_per_s(self) -> float:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from scaleinfer._batch_mode import Mode
     from scaleinfer._session import BackendSpec, ProgressMode, PromptFn
-    from scaleinfer.engine import Concurrency, Dispatch, RateLimit, Retry
+    from scaleinfer.engine import Budget, Concurrency, Dispatch, RateLimit, Retry
     from scaleinfer.fleet import Fleet
+    from scaleinfer.prices import Price, Prices
     from scaleinfer.requests import Sampling
     from scaleinfer.results import Result
 
@@ -45,6 +46,8 @@ class MapOptions(TypedDict, total=False):
     fleet: Fleet | None
     mode: Mode
     deadline: float | timedelta | None
+    budget: Budget | None
+    prices: Prices | Mapping[str, Price] | None
     journal: str | os.PathLike[str] | None
     key: Callable[[Any], Any] | None
     ordered: bool
@@ -72,6 +75,8 @@ async def parallel_map(
     fleet: Fleet | None = None,
     mode: Mode = "online",
     deadline: float | timedelta | None = None,
+    budget: Budget | None = None,
+    prices: Prices | Mapping[str, Price] | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = True,
@@ -114,6 +119,10 @@ async def parallel_map(
         deadline: Seconds (or a `timedelta`) within which the answers are needed. After three
             quarters of it unfinished batches are cancelled and what they lack is asked online.
             Calls of their own are not ended by it.
+        budget: Hard caps on dollars, tokens, calls, seconds or node-hours, reserved before a call
+            is sent. What they do not reach is left with `BudgetExceeded`.
+        prices: Prices of your own, for models that no public list has: a dict of model to
+            `scaleinfer.prices.Price`, or `Prices`.
         journal: Path of a journal. Everything lands there as it happens; the same call again
             resumes.
         key: `key(item)` names an item in results and journal; default a hash of the request.
@@ -158,6 +167,8 @@ async def stream_map(
     fleet: Fleet | None = None,
     mode: Mode = "online",
     deadline: float | timedelta | None = None,
+    budget: Budget | None = None,
+    prices: Prices | Mapping[str, Price] | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = False,
@@ -207,6 +218,8 @@ def map_sync(
     fleet: Fleet | None = None,
     mode: Mode = "online",
     deadline: float | timedelta | None = None,
+    budget: Budget | None = None,
+    prices: Prices | Mapping[str, Price] | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = True,

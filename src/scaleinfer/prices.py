@@ -147,10 +147,15 @@ class Pricer:
 
     Args:
         prices: Your own.
+
+    Attributes:
+        prices: The same.
+        uses_table: True once a price came from the public list.
     """
 
     def __init__(self, prices: Prices | None = None) -> None:
         self.prices = prices or Prices()
+        self.uses_table = False
         self._known: dict[tuple[str, str | None, str | None], tuple[Rates | None, str]] = {}
 
     def rates(self, backend: Backend, asked: str | None, answered: str | None) -> Rates | None:
@@ -193,6 +198,7 @@ class Pricer:
         for name in (answered, asked) if backend.priced else ():
             rates = None if name is None else _listed(name, backend.endpoint)
             if name is not None and rates is not None:
+                self.uses_table = True
                 return rates, name
         return None, ""
 

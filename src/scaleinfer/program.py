@@ -1,12 +1,17 @@
 """Programs: a whole agent per item, whose every call goes through the map's engine.
 
 ```python
+from scaleinfer import parallel_map
+
+
 async def review(paper, llm):
-    summary = await llm(f"Summarise: {paper['abstract']}")
+    summary = await llm(f"Summarise: {paper['text']}")
     flaws = await llm(f"Name the weakest claim of: {summary.text}")
     return {"summary": summary.text, "weakest": flaws.text}
 
-results = await parallel_map(papers, review, journal="review.db")
+
+results = await parallel_map(items, review, journal="review.db")
+assert results[0].usage.requests == 2
 ```
 """
 
@@ -170,7 +175,9 @@ async def open_llm(*, progress: Any = False, **options: Any) -> AsyncIterator[LL
     """Open an engine for single calls, outside of a map.
 
     ```python
-    async with open_llm(base_url="http://node7:8000/v1") as llm:
+    from scaleinfer.program import open_llm
+
+    async with open_llm(base_url="http://127.0.0.1:8000/v1") as llm:
         answer = await llm("Name a solvent for caffeine.")
     ```
 

@@ -56,7 +56,7 @@ def run(folder: Path, name: str, *arguments: str) -> str:
     """Run an example as the documentation says and return what it printed."""
     done = subprocess.run(
         [sys.executable, f"examples/{name}", *arguments],
-        cwd=folder, capture_output=True, text=True, timeout=110, check=False,
+        cwd=folder, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -67,6 +67,17 @@ def records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def imported(name: str) -> Any:
+    """Return an example as a module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pydantic looks there for what annotations name
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.usefixtures("embedded_model")
 def test_molecules(folder: Path) -> None:
     printed = run(folder, "molecules.py", "--limit", "6")
@@ -75,7 +86,23 @@ def test_molecules(folder: Path) -> None:
     rows = [line.split("|") for line in printed.splitlines() if "|" in line][1:]
     assert [row[0].strip() for row in rows] == ["gas", "liquid", "solid"]
     assert [sum(map(int, row[1].split())) for row in rows] == [2, 2, 2]
-    assert re.search(r"\d+% of 6 right \(standard error \d+%\); guessing: 33%", printed)
+    assert re.search(r"\d+% of 6 right \(standard error \d+%\)", printed)
+    compared = re.findall(r"^ +(\w+) +[\d.]+ +[\d.]+ +\d+%", printed, re.MULTILINE)
+    assert compared == [
+        "molecular_weight", "carbon_atoms", "rings", "hydrogen_bond_donors",
+        "hydrogen_bond_acceptors",
+    ]  # fmt: skip
+
+
+def test_molecules_are_those_that_rdkit_knows() -> None:
+    example = imported("molecules")
+    pytest.importorskip("rdkit")
+    rows = example.molecules(300)
+    assert len({row["cas"] for row in rows}) == 300
+    for row in rows:
+        carbon = re.search(r"C(\d*)(?![a-z])", row["formula"])
+        assert carbon is not None
+        assert example.computed(row)["carbon_atoms"] == int(carbon[1] or 1)
 
 
 @pytest.mark.usefixtures("embedded_model")
@@ -83,16 +110,37 @@ def test_literature_and_its_journal(folder: Path) -> None:
     first = run(folder, "literature.py", "--limit", "2")
     second = run(folder, "literature.py", "--limit", "2")
 
-    assert "of 2 years as in the record; 0 failed" in first
+    assert "2 papers answered, 0 failed" in first
+    assert re.search(r"year: \d of 2 as in the record", first)
+    assert re.search(r"subject: \d of 2 as in the record", first)
     assert "0 papers came from literature.db" in first
     assert "2 papers came from literature.db" in second
+    paper = records(EXAMPLES / "data" / "papers.jsonl")[0]
+    example = imported("literature")
     rows = records(folder / "literature.jsonl")
     assert [row["ok"] for row in rows] == [True, True]
     for row in rows:
-        assert set(row["value"]) == {"reference", "keywords", "method", "topic", "used_for"}
-        assert isinstance(row["value"]["reference"]["year"], int)
-        assert 1 <= len(row["value"]["keywords"]["keywords"]) <= 3
-        assert row["value"]["method"]["answer"] in {"yes", "no"}
+        answers = row["value"]
+        schemas = {name: prompt.schema for name, prompt in example.questions(paper).items()}
+        assert set(answers) == set(schemas) == {"reference", "keywords", "subject", "method", "use"}
+        for name, schema in schemas.items():
+            schema.model_validate(answers[name])
+
+
+@pytest.mark.usefixtures("embedded_model")
+def test_hypotheses_and_their_journal(folder: Path) -> None:
+    few = ("--limit", "2", "--rounds", "1")
+    first = run(folder, "hypotheses.py", *few)
+    second = run(folder, "hypotheses.py", *few)
+
+    scores = [float(score) for score in re.findall(r"^\d\. score ([\d.]+), ", first, re.MULTILINE)]
+    assert len(scores) == 2
+    assert scores == sorted(scores, reverse=True)
+    assert all(1 <= score <= 10 for score in scores)
+    for judge in ("testable", "new", "clear"):
+        assert re.search(rf"{judge} +2 ", first)
+    assert "0 papers came from hypotheses.db" in first
+    assert "2 papers came from hypotheses.db" in second
 
 
 def test_resume_loses_nothing(folder: Path) -> None:
@@ -130,12 +178,7 @@ def text_of(outputs: list[dict[str, Any]]) -> str:
 
 
 def test_quickstart_is_what_its_script_writes() -> None:
-    script = EXAMPLES / "make_quickstart.py"
-    spec = importlib.util.spec_from_file_location("make_quickstart", script)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = imported("make_quickstart")
     assert (EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8") == module.notebook()
 
 

@@ -161,6 +161,42 @@ async def test_refusals_of_the_gateway(fault: Fault, kind: type[EndpointError], 
     assert said in error.message
 
 
+async def test_a_field_that_the_gateway_keeps_for_itself_is_named() -> None:
+    request = Request(messages=ASK.messages, sampling=Sampling(extra={"cache_salt": "x"}))
+    async with gateway() as first, backend(first) as adapter:
+        with pytest.raises(Permanent, match="cache_salt: Extra inputs are not permitted") as caught:
+            await adapter.complete(request)
+    assert (caught.value.status, caught.value.fatal) == (422, False)
+
+
+async def test_a_race_inside_the_gateway_costs_no_item() -> None:
+    race = Fault.status(500, body="Internal Server Error", rate=0.3, first=1)
+    async with gateway(faults=[race]) as first:
+        results = await parallel_map(
+            range(30), "Is {}?", backend=backend(first), retry=Retry(initial=0.05)
+        )
+        assert len(results.ok) == 30
+
+
+@pytest.mark.parametrize("cluster", [sophia(), direct("metis")])
+async def test_thoughts_that_used_up_the_answer_are_no_answer(cluster: FirstCluster) -> None:
+    empty = {"content": "", "reasoning": "So...", "finish_reason": "length"}
+    async with gateway(cluster, answer=lambda _: empty) as first:
+        where = f"{cluster.name}/{cluster.framework}"
+        async with backend(first, where) as adapter:
+            with pytest.raises(Permanent, match="max_tokens"):
+                await adapter.complete(ASK)
+
+
+async def test_nothing_is_streamed_whoever_listens() -> None:
+    heard = list[str]()
+    async with gateway() as first, backend(first) as adapter:
+        request = Request(messages=ASK.messages, on_text=heard.append)
+        assert (await adapter.complete(request)).text == "echo: Is it?"
+        assert not any(record.stream for record in first.ledger.requests)
+    assert not heard
+
+
 @pytest.mark.parametrize("denied", ["idp", "group"])
 async def test_models_that_one_may_not_use_are_not_offered(denied: Any) -> None:
     async with gateway(sophia(denied=denied)) as first:
@@ -176,6 +212,34 @@ async def test_a_request_that_is_twice_too_late_is_given_up() -> None:
             await adapter.complete(ASK)
         with pytest.raises(Permanent, match="try number 2"):
             await adapter.complete(ASK)
+
+
+async def test_turns_of_a_conversation_name_their_session() -> None:
+    def turns(first: str, *others: str) -> Request:
+        roles = ["user", "assistant"] * 3
+        said = [first, *others]
+        messages = [
+            {"role": role, "content": text} for role, text in zip(roles, said, strict=False)
+        ]
+        return Request([{"role": "system", "content": "Be brief."}, *messages])
+
+    asked = [turns("a"), turns("a", "yes", "more"), turns("b")]
+    async with gateway(sophia(), direct("minerva")) as first:
+        async with backend(first, "minerva") as adapter:
+            for request in asked:
+                await adapter.complete(request)
+        async with backend(first, "minerva", sessions=False) as adapter:
+            await adapter.complete(asked[0])
+        async with backend(first, "minerva", headers={"X-ALCF-Session-ID": "mine"}) as adapter:
+            await adapter.complete(asked[0])
+        async with backend(first) as adapter:
+            await adapter.complete(asked[0])
+        found = [dict(record.headers).get("x-alcf-session-id") for record in first.ledger.requests]
+    one, again, other, *rest = found
+    assert one == again != other
+    assert one is not None
+    assert len(one) <= 128
+    assert rest == [None, "mine", None]
 
 
 # Tokens of the user's.

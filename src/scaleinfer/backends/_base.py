@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self
 
 from scaleinfer.errors import ConfigError, EndpointError, Permanent
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from scaleinfer.requests import Request
     from scaleinfer.results import Completion
 
-__all__ = ["Backend", "EndpointStatus", "Follower"]
+__all__ = ["Backend", "EndpointStatus", "Follower", "UserRate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,15 @@ class EndpointStatus:
     detail: str
     models: tuple[str, ...] = ()
     latency_s: float = 0.0
+
+
+class UserRate(NamedTuple):
+    """Requests a second that one user may send, from all machines together."""
+
+    name: str
+    """Whose limit it is: all that name the same one share it."""
+    per_second: float
+    """Requests in any second."""
 
 
 class Follower(Protocol):
@@ -91,6 +101,9 @@ class Backend(ABC):
         many: True if this is a set of endpoints, each with an adapter of its own; calls go to
             these, see `follow`.
         embeds: True if it takes requests for embeddings.
+        nodes: Nodes that work for it at the moment, of a fleet; else `None`.
+        user_rate: Requests a second that the endpoint counts over all machines of the user, if it
+            does. A fleet divides them among its workers, see `use_share`.
     """
 
     kind: ClassVar[str]
@@ -109,6 +122,8 @@ class Backend(ABC):
     least_places: int = 1
     many: ClassVar[bool] = False
     embeds: bool = False
+    nodes: int | None = None
+    user_rate: UserRate | None = None
 
     def follow(self, follower: Follower) -> Sequence[Backend]:
         """Return a set's members, and tell the follower of those that come and go from now on.
@@ -199,6 +214,22 @@ class Backend(ABC):
             )
             failed.__cause__ = error
             return failed
+
+    def use_share(self, holder: object, requests: int, *, until: float = math.inf) -> None:  # noqa: B027 - most share no limit
+        """Send no more than so many requests, of those that `user_rate` allows all together.
+
+        Adapters of one process that share a limit may add up the shares of different holders.
+
+        Args:
+            holder: Who has the share; its next one replaces this one.
+            requests: How many, in any window of the limit; 0 for none.
+            until: When the share ends, on the monotonic clock; then it is 0.
+        """
+
+    def share_of(self, holder: object) -> int:
+        """Return the requests that a holder's share allows now."""
+        del holder
+        return 0
 
     def batches(self) -> BatchBackend | None:
         """Return an adapter to the endpoint's batch API, if it may have one.

@@ -28,6 +28,7 @@ __all__ = ["ModelCalls"]
 _OK = 200
 _AHEAD = 8
 _MIB = 2**20
+_MINUTES = 120.0
 _WARM_UP_TIMEOUT = 330.0
 
 
@@ -96,6 +97,17 @@ class ModelCalls:
             return min(self._in_flight.limit, self._on_wire + _AHEAD)
         # With the deadline over, a call is let through, to be told so.
         return max(places, int(self.state.overdue(time.monotonic())))
+
+    def overdue(self, now: float) -> Permanent:
+        """Return what is wrong if the model has been away for longer than it may."""
+        away = self.state.away_s(now)
+        long = f"{away:.0f} s" if away < _MINUTES else f"{away / 60:.0f} min"
+        return Permanent(
+            f"{self.served} on {self._cluster} has not run for {long} ({self.state.phase}).",
+            hint="Wait longer with deadline_s=, or use other clusters too (backend='first:').",
+            endpoint=self._endpoint,
+            fatal=True,
+        )
 
     # Watching.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from itertools import count
 from typing import TYPE_CHECKING, ClassVar
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from scaleinfer.requests import Request
     from scaleinfer.results import Completion
 
-__all__ = ["FirstClusters"]
+__all__ = ["FirstClusters", "weighted"]
 
 
 class FirstClusters(Backend):
@@ -57,6 +58,7 @@ class FirstClusters(Backend):
     ) -> None:
         self.endpoint = gateway.url
         self.model: str = model
+        self.user_rate = gateway.user_rate
         self._gateway = gateway
         self._make = make
         self._weights = dict(weights)
@@ -145,6 +147,14 @@ class FirstClusters(Backend):
             raise Starting(f"{self.model} runs nowhere now: {why}.", endpoint=self.endpoint)
         return await ready[next(self._turn) % len(ready)].complete(request, timeout=timeout)
 
+    def use_share(self, holder: object, requests: int, *, until: float = math.inf) -> None:
+        """Send no more than so many requests; see `Backend.use_share`."""
+        self._gateway.share.hold(holder, requests, until)
+
+    def share_of(self, holder: object) -> int:
+        """Return the requests that a holder's share allows now."""
+        return self._gateway.share.of(holder, time.monotonic())
+
     def batches(self) -> BatchBackend | None:
         """Return the adapter to the batch API of the first cluster that has one."""
         found = (member.batches() for roster in self._open.values() for member in roster.members())
@@ -203,3 +213,22 @@ class FirstClusters(Backend):
             endpoint=self.endpoint,
             fatal=True,
         )
+
+
+def weighted(
+    backends: Sequence[FirstBackend], weights: Mapping[str, float]
+) -> Sequence[FirstBackend]:
+    """Return the adapters with the weights of their clusters.
+
+    Raises:
+        ConfigError: There is no adapter, or a weight is for none of them.
+    """
+    if not backends:
+        raise ConfigError("clusters=[] names no cluster.")
+    strange = weights.keys() - {backend.cluster for backend in backends}
+    if strange:
+        names = ", ".join(sorted(strange))
+        raise ConfigError(f"weights= names {names}, which clusters= does not.")
+    for backend in backends:
+        backend.weight = weights.get(backend.cluster, 1.0)
+    return backends

@@ -12,9 +12,10 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import orjson
 
+from scaleinfer.backends._base import UserRate
 from scaleinfer.backends._dialect import error_from_wire
 from scaleinfer.backends._first_dialect import Condition, condition_of, error_of
-from scaleinfer.backends._first_limits import FirstLimits, Turns
+from scaleinfer.backends._first_limits import FirstLimits, RequestShare, Turns
 from scaleinfer.backends._first_listing import KNOWN, Route, jobs_of, limits_of, routes_of
 from scaleinfer.backends._globus_tokens import GivenToken, GlobusTokens, TokenSource
 from scaleinfer.backends._wire import WireError, open_wire
@@ -63,6 +64,7 @@ class Gateway:
         url: The same.
         limits: The same.
         poll_s: Seconds between two looks at a model's state, for errors.
+        share: This process's part of the user's requests a second.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Gateway:
         self.url = url
         self.limits = limits
         self.poll_s = 20.0
+        self.share = RequestShare(limits.requests_per_second)
         self._tokens = tokens
         self._wire_kind = wire_kind
         self._here: WeakKeyDictionary[asyncio.AbstractEventLoop, _Here] = WeakKeyDictionary()
@@ -80,11 +83,16 @@ class Gateway:
         """Its name in results and journals."""
         return self.url
 
+    @property
+    def user_rate(self) -> UserRate:
+        """Requests a second of the user's, from all machines together."""
+        return UserRate(self.url, self.limits.requests_per_second)
+
     def _on_this_loop(self) -> _Here:
         loop = asyncio.get_running_loop()
         here = self._here.get(loop)
         if here is None:
-            turns = Turns(self.url, self.limits.requests_per_second)
+            turns = Turns(self.url, self.limits.requests_per_second, self.share)
             here = self._here[loop] = _Here(turns)
         return here
 

@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
+import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from scaleinfer.backends._shared_limit import (
     RequestWindow,
@@ -21,12 +24,13 @@ from scaleinfer.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["FirstLimits", "InFlight", "TokenTurns", "Turns"]
+__all__ = ["FirstLimits", "InFlight", "RequestShare", "TokenTurns", "Turns"]
 
 T = TypeVar("T")
 
 _LOCK_PATIENCE_S = 1.0
 _LOCK_LOOK_S = 0.002
+_LOOK_AGAIN_S = 0.1
 _MIB = 1024 * 1024
 _FIRST_GUESS = 512.0
 _CHARACTERS_PER_TOKEN = 4
@@ -43,8 +47,8 @@ class FirstLimits:
 
     Attributes:
         requests_per_second: Requests of the user in any second, those for the state of models
-            included; shared by all processes of the user on this host. With several hosts,
-            give each its share.
+            included; shared by all processes of the user on this host, and by all workers of a
+            fleet. With several hosts that know nothing of each other, give each its share.
         tokens_per_minute: Tokens a minute of the user and the model; `None` for what
             `/{cluster}/models` tells.
         window_s: Length of the window that tokens are counted in.
@@ -117,10 +121,12 @@ class Turns:
     Args:
         gateway: The gateway's URL; all who name the same one share a limit.
         per_second: Requests in any second.
+        share: This process's part of these, if others have some too.
     """
 
-    def __init__(self, gateway: str, per_second: float) -> None:
+    def __init__(self, gateway: str, per_second: float, share: RequestShare | None = None) -> None:
         self._window = RequestWindow(per_second)
+        self._share = share or RequestShare(per_second)
         self._shared = _Shared(f"first-{_short(gateway)}.requests")
         # First come, first served: a lock of asyncio keeps its queue in order.
         self._lock = asyncio.Lock()
@@ -129,17 +135,78 @@ class Turns:
         """Wait for a turn; the request must be sent right after."""
         async with self._lock:
             while True:
-                wait = await self._shared.update(
-                    lambda sent: self._window.take(sent, time.monotonic())
-                )
+                wait = self._share.wait(time.monotonic())
                 if wait <= 0:
-                    return
+                    wait = await self._shared.update(
+                        lambda sent: self._window.take(sent, time.monotonic())
+                    )
+                    if wait <= 0:
+                        self._share.sent(time.monotonic())
+                        return
                 await asyncio.sleep(wait)
 
     def refused(self) -> None:
         """The gateway has counted too many requests."""
         now = time.monotonic()
+        self._share.refused(now)
         self._shared.update_soon(lambda sent: self._window.refused(sent, now))
+
+
+class RequestShare:
+    """This process's part of the requests that the gateway allows the user on all machines.
+
+    Without holders there is no such part: then other machines are no concern of ours. May be used
+    from several threads.
+
+    Args:
+        per_second: Requests a second of all machines together.
+    """
+
+    def __init__(self, per_second: float) -> None:
+        self._unit = per_second / max(1, math.floor(per_second))
+        self._held: WeakKeyDictionary[Any, tuple[int, float]] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self._window: RequestWindow | None = None
+        self._most = 0
+        self._sent: list[float] = []
+
+    def hold(self, holder: object, requests: int, until: float) -> None:
+        """Give a holder a share, up to a time of the monotonic clock."""
+        with self._lock:
+            self._held[holder] = requests, until
+
+    def of(self, holder: object, now: float) -> int:
+        """Return a holder's share."""
+        requests, until = self._held.get(holder, (0, now))
+        return requests if now < until else 0
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until the next request may be sent; 0 if it may go now."""
+        with self._lock:
+            window = self._windows(now)
+            if window is None:
+                return _LOOK_AGAIN_S if len(self._held) else 0.0
+            return window.take(self._sent, now)[1]
+
+    def sent(self, now: float) -> None:
+        """A request is sent."""
+        with self._lock:
+            window = self._windows(now)
+            if window is not None:
+                self._sent = window.take(self._sent, now)[0]
+
+    def refused(self, now: float) -> None:
+        """The gateway has counted too many."""
+        with self._lock:
+            if self._window is not None:
+                self._sent = self._window.refused(self._sent, now)
+
+    def _windows(self, now: float) -> RequestWindow | None:
+        most = sum(share for share, until in self._held.values() if now < until)
+        if most != self._most:
+            self._most = most
+            self._window = RequestWindow(most * self._unit) if most else None
+        return self._window
 
 
 class TokenTurns:

@@ -40,10 +40,8 @@ class GlobusTransfer:
     (a Globus Connect Personal one, or the site's own), to a collection on the cluster, and back.
     Globus does the copying, and tries again what fails on the way until `timeout_s` is over.
 
-    ```python
-    transfer = GlobusTransfer(mine, eagles, local_folder="/home/ada/batches")
-    mode = Batch(folder="/eagle/project/ada", stage=transfer.stage, fetch=transfer.fetch)
-    ```
+        transfer = GlobusTransfer(mine, eagles, local_folder="/home/ada/batches")
+        mode = Batch(folder="/eagle/project/ada", stage=transfer.stage, fetch=transfer.fetch)
 
     Args:
         source_collection: Identifier of the collection that holds `local_folder`.

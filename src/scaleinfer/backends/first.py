@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
-from collections import Counter
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from scaleinfer.backends._base import EndpointStatus
 from scaleinfer.backends._first_calls import ModelCalls
-from scaleinfer.backends._first_clusters import FirstClusters
+from scaleinfer.backends._first_clusters import FirstClusters, weighted
 from scaleinfer.backends._first_dialect import error_of
 from scaleinfer.backends._first_gateway import gateway_of
+from scaleinfer.backends._first_late import LateTries
 from scaleinfer.backends._first_limits import FirstLimits
-from scaleinfer.backends._first_listing import KNOWN, alias, same
+from scaleinfer.backends._first_listing import alias, same
 from scaleinfer.backends._first_login import FirstLogin
+from scaleinfer.backends._first_session import SESSION_HEADER as _SESSION_HEADER
+from scaleinfer.backends._first_session import session_of
 from scaleinfer.backends._first_statuses import STARTABLE, FirstModelStatus, state_of, statuses_of
+from scaleinfer.backends._first_where import cluster_and_framework, gateway_url
 from scaleinfer.backends.openai import OpenAIBackend, WireKind
 from scaleinfer.errors import (
     ConfigError,
@@ -36,12 +41,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FirstBackend", "FirstLimits", "FirstLogin", "FirstModelStatus", "alias", "first_models"]
 
-GATEWAY = "https://inference-api.alcf.anl.gov/resource_server"
 _LOOK_EVERY_S = 300.0
+_SESSION: ContextVar[str | None] = ContextVar("scaleinfer_first_session", default=None)
 _LATE = 408
-_LATE_TRIES = 2
-_MINUTES = 120.0
-_MOST_LATE = 10_000
 
 
 class FirstBackend(OpenAIBackend):
@@ -68,6 +70,8 @@ class FirstBackend(OpenAIBackend):
         headers: Further headers of every call.
         timeout: Seconds for one call, if fewer than the run's `Retry.timeout`.
         json_schema: False if the model's server enforces no JSON schemas.
+        sessions: Keep each conversation on one replica, where the gateway offers that: its turns,
+            told by what they begin with, carry the same `X-ALCF-Session-ID`.
         wire: The HTTP client.
         weight: This cluster's share of the calls, relative to others of the same speed.
 
@@ -91,11 +95,12 @@ class FirstBackend(OpenAIBackend):
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
         json_schema: bool = True,
+        sessions: bool = True,
         wire: WireKind = "auto",
         weight: float = 1.0,
     ) -> None:
-        self.cluster, self.framework = _checked(where)
-        url = _url(base_url)
+        self.cluster, self.framework = cluster_and_framework(where)
+        url = gateway_url(base_url)
         super().__init__(
             f"{url}/{self.cluster}/{self.framework}/v1",
             api_key="",
@@ -116,6 +121,7 @@ class FirstBackend(OpenAIBackend):
         self.least_places = 0
         self._gateway = gateway_of(url, token, limits or FirstLimits(), wire)
         self._gateway.poll_s = self._poll_s = poll_s
+        self.user_rate = self._gateway.user_rate
         self._calls = ModelCalls(
             self._gateway,
             self.cluster,
@@ -127,7 +133,10 @@ class FirstBackend(OpenAIBackend):
             told=self._secrets.add,
         )
         self.places = self._calls.places
-        self._late: Counter[bytes] = Counter()
+        self._late = LateTries()
+        # Sophia's requests go through Globus Compute, which knows no sessions.
+        named = any(name.lower() == _SESSION_HEADER for name in headers or {})
+        self._sessions = sessions and not named and self.framework != STARTABLE
 
     @overload
     @classmethod
@@ -187,7 +196,7 @@ class FirstBackend(OpenAIBackend):
             )
         if not every > 0:
             raise ConfigError(f"every must be positive, not {every}.")
-        weights = dict(weights or {})
+        weights = weights or {}
 
         def make(where: str) -> FirstBackend:
             return cls(where, model=model, **options)
@@ -196,14 +205,7 @@ class FirstBackend(OpenAIBackend):
             # A wrong option is named now, and so is the gateway.
             gateway = make("sophia")._gateway
             return [FirstClusters(gateway, make, model=model, weights=weights, every=every)]
-        found = [make(name) for name in clusters]
-        if not found:
-            raise ConfigError("clusters=[] names no cluster.")
-        for backend in found:
-            backend.weight = weights.pop(backend.cluster, 1.0)
-        if weights:
-            raise ConfigError(f"weights= names {', '.join(weights)}, which clusters= does not.")
-        return found
+        return weighted([make(name) for name in clusters], weights)
 
     @property
     def starting(self) -> bool:
@@ -246,13 +248,16 @@ class FirstBackend(OpenAIBackend):
         """Make one call; see `Backend.complete`."""
         now = time.monotonic()
         if not self._calls.state.hot and self._calls.state.overdue(now):
-            raise self._overdue(now)
+            raise self._calls.overdue(now)
+        session = _SESSION.set(session_of(request) if self._sessions else None)
         try:
             return await super().complete(self._translated(request), timeout=timeout)
         except EndpointError as error:
             if error.status == _LATE and self._calls.state.hot:
-                raise self._too_late(request, error) from error
+                raise self._late.tried(request, error) from error
             raise
+        finally:
+            _SESSION.reset(session)
 
     async def complete_many(
         self, requests: Sequence[Request], *, timeout: float | None = None
@@ -261,6 +266,14 @@ class FirstBackend(OpenAIBackend):
         return await super().complete_many(
             [self._translated(request) for request in requests], timeout=timeout
         )
+
+    def use_share(self, holder: object, requests: int, *, until: float = math.inf) -> None:
+        """Send no more than so many requests; see `Backend.use_share`."""
+        self._gateway.share.hold(holder, requests, until)
+
+    def share_of(self, holder: object) -> int:
+        """Return the requests that a holder's share allows now."""
+        return self._gateway.share.of(holder, time.monotonic())
 
     def batches(self) -> BatchBackend | None:
         """Return the adapter to the cluster's batch API, where the framework has one."""
@@ -352,8 +365,10 @@ class FirstBackend(OpenAIBackend):
         own = self.timeout
         if own is not None and (timeout is None or own < timeout):
             timeout = own
-        wire = self._now_open().wire
-        return await self._calls.post(wire, url, body, self._headers, timeout)
+        wire, headers, session = self._now_open().wire, self._headers, _SESSION.get()
+        if session is not None:
+            headers = {**headers, _SESSION_HEADER: session}
+        return await self._calls.post(wire, url, body, headers, timeout)
 
     def _refusal(self, response: WireResponse, model: str) -> EndpointError:
         return error_of(
@@ -362,34 +377,6 @@ class FirstBackend(OpenAIBackend):
             model=model,
             window_s=self._gateway.limits.window_s,
             poll_s=self._poll_s,
-        )
-
-    def _too_late(self, request: Request, error: EndpointError) -> EndpointError:
-        """Return what a 408 of a hot model means: a request that takes longer than allowed."""
-        if len(self._late) > _MOST_LATE:
-            self._late.clear()
-        key = request.digest()
-        self._late[key] += 1
-        if self._late[key] < _LATE_TRIES:
-            return error
-        del self._late[key]
-        return Permanent(
-            f"{error.message} That was its try number {_LATE_TRIES}.",
-            hint="The gateway gives up after 300 s: lower max_tokens.",
-            endpoint=self.endpoint,
-            status=_LATE,
-            body=error.body,
-        )
-
-    def _overdue(self, now: float) -> EndpointError:
-        away = self._calls.state.away_s(now)
-        long = f"{away:.0f} s" if away < _MINUTES else f"{away / 60:.0f} min"
-        return Permanent(
-            f"{self._calls.served} on {self.cluster} has not run for {long} "
-            f"({self._calls.state.phase}).",
-            hint="Wait longer with deadline_s=, or use other clusters too (backend='first:').",
-            endpoint=self.endpoint,
-            fatal=True,
         )
 
 
@@ -410,20 +397,6 @@ async def first_models(
         ConfigError: The address is no URL.
         EndpointError: The gateway did not tell.
     """
-    return await statuses_of(gateway_of(_url(base_url), token, limits or FirstLimits(), "auto"))
-
-
-def _url(base_url: str | None) -> str:
-    return (base_url or os.environ.get("FIRST_BASE_URL") or GATEWAY).rstrip("/")
-
-
-def _checked(where: str) -> tuple[str, str]:
-    cluster, _, framework = where.strip("/").partition("/")
-    framework = framework or KNOWN.get(cluster, "")
-    plain = all(part.replace("-", "").replace("_", "").isalnum() for part in (cluster, framework))
-    if not cluster or not framework or not plain:
-        raise ConfigError(
-            f"{where!r} names no cluster and framework of FIRST.",
-            hint="For example 'sophia/vllm'; `scaleinfer endpoints --backend first:` lists them.",
-        )
-    return cluster, framework
+    return await statuses_of(
+        gateway_of(gateway_url(base_url), token, limits or FirstLimits(), "auto")
+    )

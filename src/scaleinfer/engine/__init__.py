@@ -18,7 +18,7 @@ from scaleinfer.engine._limiter import (
 )
 from scaleinfer.engine._orderer import Orderer, ordering_gain
 from scaleinfer.engine._pool import Pool, endpoint_of, pool_of
-from scaleinfer.engine._purse import Purse, purse_of
+from scaleinfer.engine._purse import Purse, item_purse, purse_of
 from scaleinfer.engine._rate_limit import RateLimit
 from scaleinfer.engine._retry import (
     COME_BACK_LATER,
@@ -66,6 +66,7 @@ __all__ = [
     "WaitFor",
     "Window",
     "endpoint_of",
+    "item_purse",
     "ordering_gain",
     "pool_of",
     "purse_of",

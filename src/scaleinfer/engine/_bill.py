@@ -89,6 +89,7 @@ class Bill:
         asked: str | None,
         completion: Completion,
         *,
+        calls: int = 1,
         share: float = 1.0,
     ) -> tuple[Spend, float | None]:
         """Book an answered call; return what it used, and its price in dollars.
@@ -97,6 +98,7 @@ class Bill:
             backend: Where it was answered.
             asked: The model that was asked for.
             completion: The answer.
+            calls: Calls that it counts for.
             share: Of the usual price that was asked: a batch's discount.
         """
         usage, model = completion.usage, completion.model
@@ -104,9 +106,9 @@ class Bill:
         if cost is not None and share != 1.0:
             cost = round(cost * share)
         line = self._line(backend.endpoint, model or asked)
-        line.calls += 1
+        line.calls += calls
         line.add(usage, cost)
-        used = Spend(usage.prompt_tokens + usage.completion_tokens, 1, cost or 0)
+        used = Spend(usage.prompt_tokens + usage.completion_tokens, calls, cost or 0)
         if completion.attempts:
             used = used.plus(self._replayed(completion.attempts, backend, asked))
         return used, None if cost is None else cost / PICO
@@ -165,6 +167,11 @@ class Bill:
             )
             for (endpoint, model), line in self._lines.items()
         )
+
+    @property
+    def uses_table(self) -> bool:
+        """True if a price came from the public list."""
+        return self.pricer.uses_table
 
     @property
     def cost_usd(self) -> float | None:

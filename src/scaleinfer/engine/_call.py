@@ -13,6 +13,7 @@ from scaleinfer.errors import (
     Overloaded,
     Permanent,
     RateLimited,
+    ScaleInferError,
     Starting,
     Transient,
 )
@@ -49,7 +50,7 @@ class Call:
         ticket: What is reserved for it.
         used: What it has used, once that is known.
         cost_usd: What it cost; `None` if no price is known.
-        error: What came of it, if a second copy was waited for then.
+        error: Why it brought no answer.
     """
 
     request: Request
@@ -63,7 +64,7 @@ class Call:
     ticket: Ticket | None = None
     used: Spend | None = None
     cost_usd: float | None = None
-    error: EndpointError | None = None
+    error: ScaleInferError | None = None
 
     def answered(self, endpoint: str, completion: Completion, took: float) -> None:
         """Tell of the answer, which took so many seconds."""

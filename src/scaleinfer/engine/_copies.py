@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from scaleinfer.engine._call import Call, as_endpoint_error, outcome_of, settle_place
 from scaleinfer.engine._limiter import Outcome
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from scaleinfer.backends._base import Backend
     from scaleinfer.engine._hedging import Hedger
+    from scaleinfer.engine._payment import Payment
     from scaleinfer.engine._pool import Pool
-    from scaleinfer.errors import EndpointError
     from scaleinfer.results import Completion
 
 __all__ = ["Copies"]
@@ -47,22 +47,6 @@ class _Running:
         if self.raised is not None:
             raise self.raised
         return self.answer
-
-
-class Payment(Protocol):
-    """Pays for second copies."""
-
-    def pay_copy(self, call: Call) -> bool:
-        """Reserve for a copy; False if it cannot be paid for now."""
-
-    def settle_copy(
-        self,
-        call: Call,
-        backend: Backend,
-        completion: Completion | None,
-        error: EndpointError | None,
-    ) -> None:
-        """Book what a copy used."""
 
 
 class Copies:
@@ -193,7 +177,7 @@ class Copies:
             return False
         first = running.call
         call = Call(first.request, first.number + 1, first.attempted, place)
-        if self._payment is not None and not self._payment.pay_copy(call):
+        if self._payment is not None and not self._payment.reserve_copy(call):
             self._pool.unused(place)
             return False
         self.sent += 1
@@ -215,7 +199,11 @@ class Copies:
             outcome = outcome_of(error)
         finally:
             if self._payment is not None:
-                self._payment.settle_copy(call, backend, completion, error)
+                call.error = error
+                if completion is not None:
+                    self._payment.answered(call, backend, completion)
+                self._payment.ended(call, backend)
+                self._payment.settle(call)
             settle_place(
                 self._pool.endpoints[place],
                 call,

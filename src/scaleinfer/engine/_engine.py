@@ -7,13 +7,13 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from scaleinfer.engine._budget import NOTHING, Spend
 from scaleinfer.engine._call import Call, as_endpoint_error, outcome_of, settle_pack, settle_place
 from scaleinfer.engine._copies import Copies
 from scaleinfer.engine._dispatch import Dispatch
 from scaleinfer.engine._hedging import Hedger
 from scaleinfer.engine._limiter import Outcome
 from scaleinfer.engine._packing import Packer
+from scaleinfer.engine._payment import Payment
 from scaleinfer.engine._pool import ANYWHERE, Want
 from scaleinfer.engine._retry import (
     COME_BACK_LATER,
@@ -23,7 +23,7 @@ from scaleinfer.engine._retry import (
     WaitFor,
 )
 from scaleinfer.engine._sharing import Sharing
-from scaleinfer.errors import EndpointError, ScaleInferError, SchemaError, WorkerLost
+from scaleinfer.errors import EndpointError, SchemaError, WorkerLost
 from scaleinfer.results import Attempt, Completion, Usage
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from scaleinfer.engine._pool import Pool
     from scaleinfer.engine._purse import Purse
     from scaleinfer.engine._retry import Retry, Track
-    from scaleinfer.engine._spender import Spender, Ticket
+    from scaleinfer.engine._spender import Spender
     from scaleinfer.requests import Request
 
     Settle = Callable[[Completion], Awaitable[bool | None]]
@@ -140,8 +140,6 @@ class Engine:
         self.unasked: int | None = None
         self.on_wait: Callable[[], None] | None = None
         self.calls = 0
-        self._bill = bill
-        self._spender = spender
         self._given = tuple(backends)
         self._backends = pool.adapters(self._given)
         self._seen = pool.changes
@@ -155,8 +153,13 @@ class Engine:
         if most > 1:
             # Packs that come back at about the same time set out again together.
             linger = 0.0 if packing is None else _LINGER_S
-            self._packer = Packer(self._send_pack, most=most, linger=linger)
+            self._packer = Packer(self._deliver, most=most, linger=linger)
         self._packed_at: dict[int, int] = {}
+        self._payment = None
+        if bill is not None:
+            self._payment = Payment(bill, spender, self._backends, model)
+        self._spender = spender
+        self._budgeted = None if spender is None else self._payment
         self._copies = None
         if dispatch.hedging:
             self._copies = Copies(
@@ -164,7 +167,7 @@ class Engine:
                 pool,
                 self._backends,
                 lambda: self.remaining,
-                payment=self,
+                payment=self._payment,
             )
         self._several = pool.growing or len(self._backends) > 1
         self._model = model
@@ -330,42 +333,42 @@ class Engine:
 
     async def _packed(self, call: Call, packer: Packer, most: int) -> Completion:
         """Send a request with others, and book what it used."""
-        spender, bill, request = self._spender, self._bill, call.request
-        asked = request.model or self._model
-        if spender is not None:
-            call.ticket = await spender.reserve(
-                request, asked, self._backends, call.account, requests=0
-            )
+        payment, backend = self._payment, self._backends[0]
+        if payment is not None:
+            # The call itself is reserved by the pack.
+            await payment.reserve(call, requests=0)
         call.began, call.started = time.monotonic(), time.time()
-        backend = self._backends[0]
-        call.used = None
         try:
-            completion = await packer.call(request, most=most)
-            if bill is not None:
+            completion = await packer.call(call.request, most=most)
+            if payment is not None:
                 backend = self._backends[self._packed_at[id(completion)]]
-                call.used, call.cost_usd = bill.answered(backend, asked, completion)
-                if spender is not None and call.ticket is not None:
-                    call.used = spender.observe(call.ticket, completion, call.used)
+                payment.answered(call, backend, completion, packed=True)
             return completion
         except EndpointError as error:
-            if bill is not None:
-                call.used = bill.failed(backend, asked, error, self._most(call))
+            if payment is not None:
+                payment.failed(call, backend, error)
             raise
         finally:
-            if spender is not None and call.ticket is not None:
-                # It may have been on its way; the call itself is booked by the pack.
-                used = self._most(call) if call.used is None else call.used
-                spender.settle(call.ticket, used._replace(requests=0))
+            if payment is not None:
+                payment.ended(call, backend)
+                if call.used is not None:
+                    call.used = call.used._replace(requests=0)
+                payment.settle(call)
 
-    def _most(self, call: Call) -> Spend:
-        """Return what a call may have used of which nothing is known."""
-        return NOTHING if call.ticket is None else call.ticket.reserved
+    async def _deliver(self, requests: Sequence[Request]) -> list[Completion | EndpointError]:
+        """Make one call for several requests, if the budget has room for one."""
+        spender = self._spender
+        if spender is None:
+            return await self._send_pack(requests)
+        await spender.reserve_call()
+        try:
+            return await self._send_pack(requests)
+        finally:
+            spender.settle_call()
 
     async def _send_pack(self, requests: Sequence[Request]) -> list[Completion | EndpointError]:
         """Make one call for several requests; it takes one place."""
-        pool, spender = self._pool, self._spender
-        if spender is not None:
-            await spender.reserve_call()
+        pool = self._pool
         want = Want(sum(map(_expected_tokens, requests)) if self._rated else 0)
         place = pool.enter_nowait(want)
         if place is None:
@@ -391,8 +394,6 @@ class Engine:
                 outcome = outcome_of(first)
             settle_pack(endpoint, call, want, outcome, good, first)
             pool.wake()
-            if spender is not None:
-                spender.settle_call()
         self._packed_at.update((id(answer), place) for answer in good)
         return answers
 
@@ -421,9 +422,9 @@ class Engine:
                 timeout = track.timeout(time.monotonic())
             call = Call(request, number, attempted, account=account)
             try:
-                if self._spender is None:
+                if self._budgeted is None:
                     return await self._attempt(call, want, settle, timeout)
-                return await self._paid(self._spender, call, want, settle, timeout)
+                return await self._paid(self._budgeted, call, want, settle, timeout)
             except EndpointError as error:
                 track = await self._failed(error, call, want, track)
                 number = call.number
@@ -480,21 +481,18 @@ class Engine:
 
     async def _paid(
         self,
-        spender: Spender,
+        payment: Payment,
         call: Call,
         want: Want,
         settle: Settle | None,
         timeout: float | None,  # noqa: ASYNC109 - the wire client keeps it
     ) -> Completion:
         """Make a call that a budget has room for."""
-        asked = call.request.model or self._model
-        ticket = await spender.reserve(call.request, asked, self._backends, call.account)
-        call.ticket = ticket
+        await payment.reserve(call)
         try:
             return await self._attempt(call, want, settle, timeout)
         finally:
-            # Without a word on what it used it was never sent.
-            spender.settle(ticket, call.used or NOTHING)
+            payment.settle(call)
 
     async def _attempt(
         self,
@@ -507,9 +505,6 @@ class Engine:
         place = pool.enter_nowait(want)
         if place is None:
             place = await self._waited_for(want)
-            if self._spender is not None and self._spender.closed is not None:
-                pool.unused(place)
-                self._spender.check()
         call.endpoint, endpoint, backend = place, pool.endpoints[place], self._adapter(place)
         call.started = time.time()
         self.calls += 1
@@ -518,27 +513,21 @@ class Engine:
         outcome, error, completion, ended = Outcome.CANCELLED, None, None, 0.0
         try:
             try:
-                if self._copies is None or call.request.on_text is not None:
-                    completion = await backend.complete(call.request, timeout=timeout)
-                else:
-                    completion = await self._copies.complete(call, timeout)
+                completion = await self._send(call, backend, timeout)
             except WorkerLost as lost:
                 # Its fleet has tried all there is to try.
-                self._book_failure(call, backend, lost)
+                call.error = lost
                 self.authority.rejected(lost)
                 raise
             except Exception as failure:
-                error = as_endpoint_error(backend, failure)
+                call.error = error = as_endpoint_error(backend, failure)
                 outcome = outcome_of(error)
-                self._book_failure(call, backend, error)
                 call.failed(backend.endpoint, error)
                 raise error from error.__cause__
             finally:
                 ended = time.monotonic()
                 self.waits.endpoint += ended - began
             if not call.superseded:
-                if self._bill is not None:
-                    self._book(call, backend, completion)
                 call.answered(backend.endpoint, completion, ended - began)
             if completion.rate is not None:
                 self._rated = True
@@ -553,63 +542,35 @@ class Engine:
             return completion
         finally:
             self._in_flight -= 1
-            if call.error is not None:
-                self._book_failure(call, backend, call.error)
-            if call.used is None and self._bill is not None:
-                # It was cut off; nobody knows how far it had come.
-                call.used = self._bill.cut_off(backend, self._asked(call), self._most(call))
+            if self._payment is not None and call.used is None:
+                self._payment.ended(call, backend)
             if call.superseded:
                 # The endpoint has nothing to show for it but the time it took.
                 outcome, completion = Outcome.CANCELLED, None
             settle_place(endpoint, call, want, ended, outcome, completion, error)
             pool.wake()
 
-    def _asked(self, call: Call) -> str | None:
-        return call.request.model or self._model
-
-    def _book(self, call: Call, backend: Backend, completion: Completion) -> None:
-        """Book what an answered call used."""
-        assert self._bill is not None
-        used, call.cost_usd = self._bill.answered(backend, self._asked(call), completion)
-        if self._spender is not None and call.ticket is not None:
-            used = self._spender.observe(call.ticket, completion, used)
-        call.used = used
-
-    def _book_failure(self, call: Call, backend: Backend, error: ScaleInferError) -> None:
-        if self._bill is not None:
-            call.used = self._bill.failed(backend, self._asked(call), error, self._most(call))
-
-    def pay_copy(self, call: Call) -> bool:
-        """Reserve for a second copy of a call; False if it cannot be paid for now."""
-        if self._spender is None:
-            return True
-        asked = self._asked(call)
-        call.ticket = self._spender.reserve_nowait(call.request, asked, self._backends)
-        return call.ticket is not None
-
-    def settle_copy(
+    async def _send(
         self,
         call: Call,
         backend: Backend,
-        completion: Completion | None,
-        error: EndpointError | None,
-    ) -> None:
-        """Book what a second copy used."""
-        if self._bill is None:
-            return
-        if completion is not None:
-            self._book(call, backend, completion)
-        elif error is not None:
-            self._book_failure(call, backend, error)
+        timeout: float | None,  # noqa: ASYNC109 - the wire client keeps it
+    ) -> Completion:
+        if self._copies is None or call.request.on_text is not None:
+            completion = await backend.complete(call.request, timeout=timeout)
         else:
-            call.used = self._bill.cut_off(backend, self._asked(call), self._most(call))
-        if self._spender is not None and call.ticket is not None:
-            self._spender.settle(call.ticket, call.used or NOTHING)
+            completion = await self._copies.complete(call, timeout)
+        if self._payment is not None and not call.superseded:
+            self._payment.answered(call, backend, completion)
+        return completion
 
     async def _waited_for(self, want: Want) -> int:
         queued = time.monotonic()
         place = await self._pool.enter(want, self._priority)
         self.waits.place += time.monotonic() - queued
+        if self._spender is not None and self._spender.closed is not None:
+            self._pool.unused(place)
+            self._spender.check()
         return place
 
     def tick(self) -> None:

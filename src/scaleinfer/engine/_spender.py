@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scaleinfer.engine._budget import NOTHING, Spend, is_capped
-from scaleinfer.engine._purse import Most, Purse, item_purse
+from scaleinfer.engine._purse import Most, Purse
 from scaleinfer.engine._token_bounds import TokenBounds
 from scaleinfer.errors import BudgetExceeded
 from scaleinfer.prices import LONG_PROMPT
@@ -102,11 +102,6 @@ class Spender:
     def committed(self) -> Spend:
         """The same, and what those in flight may use."""
         return self._committed
-
-    def account(self) -> Purse | None:
-        """Return a new item's own purse, if items have a cap."""
-        usd = self.budget.per_item_usd
-        return None if usd is None else item_purse(usd)
 
     # -- calls -----------------------------------------------------------------------------
 
@@ -263,8 +258,8 @@ class Spender:
         if budget.seconds is not None and elapsed + landing_s >= budget.seconds:
             self.close(
                 BudgetExceeded(
-                    f"the budget of {budget.seconds:,.0f} seconds is reached: the run has taken "
-                    f"{elapsed:,.0f}, and a call takes {landing_s:.1f}.",
+                    f"the budget of {budget.seconds:g} seconds is reached: the run has taken "
+                    f"{elapsed:.1f}, and a call takes {landing_s:.2g}.",
                     hint="Call again with a larger budget.",
                     cap="seconds",
                     limit=budget.seconds,

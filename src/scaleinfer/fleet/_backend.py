@@ -60,6 +60,11 @@ class FleetBackend(Backend):
         """What requests wait for; empty if there are workers."""
         return "starting the workers" if self.starting else ""
 
+    @property
+    def nodes(self) -> int:  # type: ignore[override] # it changes by itself
+        """Nodes on which there is a worker."""
+        return 0 if self._fleet.loop is None else self._fleet.broker.nodes
+
     def _places(self) -> int:
         return self._fleet.broker.places
 

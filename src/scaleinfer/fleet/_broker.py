@@ -24,6 +24,7 @@ from scaleinfer.fleet._client import ClientDesk
 from scaleinfer.fleet._leases import LeaseTable
 from scaleinfer.fleet._messages import PROTOCOL, FormReader, FormWriter, answer_from, pack, unpack
 from scaleinfer.fleet._pace import Tempo, silence_for
+from scaleinfer.fleet._shares import ShareDesk
 from scaleinfer.fleet._status import FleetStatus, WorkerFacts, WorkerStatus
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class Broker:
         self.on_change: Callable[[str], None] | None = None
         self._secret = secret
         self._tempo = Tempo()
+        self._shares = ShareDesk()
         self._forms = FormWriter()
         self._asked: dict[int, _Asked] = {}
         self._known: dict[str, _Known] = {}
@@ -158,6 +160,11 @@ class Broker:
     def workers(self) -> int:
         """Workers that are here."""
         return self.table.workers
+
+    @property
+    def nodes(self) -> int:
+        """Nodes on which there is a worker."""
+        return len({known.facts.node for known in self._known.values()})
 
     def knew(self, worker: str) -> bool:
         """True if the worker is here or was."""
@@ -327,12 +334,18 @@ class Broker:
         }
         if said["leave"] or self.ending:
             table.leave(worker)
+            if said["leave"]:
+                self._shares.left(worker, now)
             if self.ending:
                 self._sent_home.add(worker)
             elif self._known[worker].broken is None:
                 self._left.add(worker)
             self._forget(worker, f"{worker} has left")
         elif fresh:
+            if "rates" in said:
+                lasts = silence_for(reply["interval"])
+                shares = self._shares.heard(worker, said["rates"], now, lasts_s=lasts)
+                reply |= {"shares": shares, "shares_s": lasts}
             reply |= self._granted(table.grant(worker, now, most_bytes=_MOST_BYTES))
         return reply
 
@@ -448,6 +461,7 @@ class Broker:
     def _forget(self, worker: str, why: str) -> None:
         self._dismissed.discard(worker)
         if self._known.pop(worker, None) is not None:
+            self._shares.gone(worker)
             self._gone.add(worker)
             self._changed(why)
 

@@ -140,6 +140,11 @@ class RemoteBroker:
         self._status_at = 0.0
         self._wake = asyncio.Event()
 
+    @property
+    def nodes(self) -> int:
+        """Nodes on which there is a worker, as the coordinator said last."""
+        return 0 if self._status is None else self._status.nodes
+
     def job(self) -> int:
         """Return the number of a new job; jobs share the workers evenly."""
         self._jobs += 1

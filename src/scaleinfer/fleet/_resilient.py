@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from academy.exception import BadEntityIdError, ExchangeError
 from academy.exchange import ExchangeFactory
 from academy.exchange.transport import ExchangeTransportMixin
-from academy.message import CancelRequest
+from academy.message import Body, CancelRequest, check_version
 from academy.serialize import NoPickleMixin
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ _HEARTBEAT_PATIENCE_S = 5.0  # the next heartbeat comes anyway
 _TERMINATE_PATIENCE_S = 2.0  # closing must not hang on an exchange that has gone
 _CANCEL_PATIENCE_S = 0.5
 _REMEMBERED = 4096
+_BODY: TypeAdapter[Any] = TypeAdapter(Body)
 
 
 class ExchangeAway(ExchangeError):  # noqa: N818 - what happened, as with this package's errors
@@ -317,7 +318,7 @@ class ResilientTransport(ExchangeTransportMixin, NoPickleMixin):
         if self._seen.before(message.header):
             return False
         try:
-            message.get_body()
+            _read_body(message)
         except ValidationError:
             _log.warning("dropped a message from %s that is not one of Academy's", message.src)
             return False
@@ -335,6 +336,21 @@ class ResilientTransport(ExchangeTransportMixin, NoPickleMixin):
         if self._away:
             self._away = False
             _log.warning("the exchange is back")
+
+
+def _read_body(message: Message[Any]) -> None:
+    """Have a message hold its body as an object, without Academy's new adapter for each.
+
+    Raises:
+        ValidationError: It is none of Academy's.
+        Exception: The message is of another version of the protocol.
+    """
+    if check_version(message.protocol_version) and isinstance(message.body, str | dict):
+        body: Any = message.body
+        text = isinstance(body, str)
+        message.body = _BODY.validate_json(body) if text else _BODY.validate_python(body)
+    else:
+        message.get_body()
 
 
 class ResilientFactory(ExchangeFactory[ResilientTransport]):

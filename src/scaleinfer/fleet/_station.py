@@ -93,8 +93,18 @@ class Station:
         self._ack = -1
         self._sent = self._took = 0.0
         self._epoch = ""
+        self._limited: list[Backend] = []
 
     # -- the endpoints ---------------------------------------------------------------------
+
+    def limit(self, backends: Sequence[Backend]) -> None:
+        """Have those that share a limit with other machines wait for what the coordinator allows.
+
+        To be called before they are opened: opening them may need calls too.
+        """
+        self._limited = [backend for backend in backends if backend.user_rate is not None]
+        for backend in self._limited:
+            backend.use_share(self, 0)
 
     def serve(self, backends: Sequence[Backend]) -> None:
         """Ask these endpoints from now on; they are open. None of them: hold no work."""
@@ -118,6 +128,11 @@ class Station:
             self.stopped.set()
             self._give_back(len(self._backlog))
             self.wake.set()
+
+    @property
+    def interval(self) -> float:
+        """Seconds between messages, as the coordinator wants them."""
+        return self._pace.interval
 
     @property
     def broken(self) -> EndpointError | None:
@@ -147,6 +162,9 @@ class Station:
         self._pace.sent(now, min(len(self._done), _MOST_DONE))
         self._reported, self._reported_back = min(len(self._done), _MOST_DONE), len(self._back)
         wants = engine is not None and self._broken is None and not self.leaving
+        rates = self._rates()
+        if rates and not any(held for _, held in rates.values()):
+            wants = False  # what it would ask has to wait, and others need not
         said = {
             "v": PROTOCOL,
             "version": __version__,
@@ -166,6 +184,8 @@ class Station:
             "leaving": self.leaving,
             "broken": None if self._broken is None else self._broken.to_dict(),
         }
+        if rates:
+            said["rates"] = rates
         self._telling = self.facts
         if self._told != self.facts:
             said["facts"] = self.facts.to_dict()
@@ -197,6 +217,7 @@ class Station:
         if reply["reset"]:
             self._reset(everything=reply["reset"] == "all")
         self._epoch = reply["epoch"]
+        self._share(reply.get("shares", {}), reply.get("shares_s", 0.0))
         if reply["end"]:
             self.ended = True
         if reply["leave"] and not self.leaving:
@@ -238,6 +259,22 @@ class Station:
             await self._engine.aclose()
 
     # -- the inside ------------------------------------------------------------------------
+
+    def _rates(self) -> dict[str, tuple[float, int]]:
+        """Return the limits that are shared, by name: requests a second, and our share now."""
+        rates: dict[str, tuple[float, int]] = {}
+        for backend in self._limited:
+            if backend.user_rate is not None:
+                name, per_second = backend.user_rate
+                rates[name] = per_second, backend.share_of(self)
+        return rates
+
+    def _share(self, shares: dict[str, int], seconds: float) -> None:
+        """Take what the coordinator allows; it holds for so long, counted from our question."""
+        for backend in self._limited:
+            if backend.user_rate is not None and backend.user_rate.name in shares:
+                share = shares[backend.user_rate.name]
+                backend.use_share(self, share, until=self._sent + seconds)
 
     def _reset(self, *, everything: bool) -> None:
         """The coordinator does not know what we hold: others do it by now."""

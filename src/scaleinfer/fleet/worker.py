@@ -177,7 +177,7 @@ class InferenceWorker(Agent):
             self._mind_the_time(shutdown)
             message = station.message()
             try:
-                reply = await link.send(message, timeout=_REPLY_S)
+                reply = await link.send(message, timeout=max(_REPLY_S, 2 * station.interval))
             except LinkError as error:
                 station.lost()
                 if shutdown.is_set():
@@ -187,7 +187,9 @@ class InferenceWorker(Agent):
                 if silent > self._spec.patience_s:
                     raise self._alone(silent) from error
                 await self._pause(shutdown)
-                link = await self._other_link(link)
+                # Thousands that look at once would keep a busy coordinator from answering.
+                if silent > 2 * station.interval:
+                    link = await self._other_link(link)
                 continue
             heard = time.monotonic()
             station.taken(reply)
@@ -309,6 +311,7 @@ class InferenceWorker(Agent):
     async def _serve_backends(self) -> None:
         backends = node_backends(self._chosen, model=self._spec.model, base_url=self._spec.base_url)
         self._backends += backends
+        self._station.limit(backends)
         self._tell(backends)
         opened = await self._opened(backends)
         while True:

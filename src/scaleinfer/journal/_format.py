@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
+from scaleinfer.journal._chain import CHAIN_SCHEMA, adopt
+
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable
@@ -43,12 +45,19 @@ __all__ = [
 APPLICATION_ID = 0x53494E46
 """Bytes 68 to 71 of the file: `SINF`."""
 
-FORMAT = 1
+FORMAT = 2
 """The file's `user_version`."""
 
 PAGE_SIZE = 4096
 
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
+
+
+def _begin_chain(connection: sqlite3.Connection) -> None:
+    connection.execute("ALTER TABLE attempts ADD COLUMN more TEXT")
+    adopt(connection)
+
+
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _begin_chain}
 """Format n -> what turns it into format n + 1. Runs inside one transaction."""
 
 SCHEMA = (
@@ -67,9 +76,10 @@ SCHEMA = (
     " occurrence INTEGER NOT NULL, number INTEGER NOT NULL, endpoint TEXT NOT NULL,"
     " started REAL NOT NULL, latency_s REAL NOT NULL, status TEXT NOT NULL, http_status INTEGER,"
     " prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, error TEXT NOT NULL,"
-    " digest BLOB NOT NULL)",
+    " digest BLOB NOT NULL, more TEXT)",
     "CREATE TABLE unrendered (id INTEGER PRIMARY KEY, run INTEGER NOT NULL, idx INTEGER NOT NULL,"
     " key TEXT NOT NULL, error TEXT NOT NULL, digest BLOB NOT NULL)",
+    CHAIN_SCHEMA,
 )
 
 BATCHES_SCHEMA = (
@@ -91,7 +101,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     ),
     "attempts": (
         "id", "run", "identity", "occurrence", "number", "endpoint", "started", "latency_s",
-        "status", "http_status", "prompt_tokens", "completion_tokens", "error", "digest",
+        "status", "http_status", "prompt_tokens", "completion_tokens", "error", "digest", "more",
     ),
     "unrendered": ("id", "run", "idx", "key", "error", "digest"),
     "batches": (
@@ -216,7 +226,11 @@ def row_digest(table: str, values: tuple[Any, ...]) -> bytes:
 
 
 def attempt_digest(values: tuple[Any, ...]) -> bytes:
-    """Return what `row_digest` returns for a row of `attempts`, in half the time."""
+    """Return what `row_digest` returns for a row of `attempts`, in half the time.
+
+    Args:
+        values: The columns before the digest, and the one after it if it holds anything.
+    """
     hasher = _BEGUN_ATTEMPT.copy()
     hasher.update(orjson.dumps((values[0], values[1].hex(), *values[2:])))
     return hasher.digest()
@@ -257,6 +271,10 @@ def is_intact(table: str, row: tuple[Any, ...]) -> bool:
         if table == "results":
             return as_result(row).intact()
         *values, digest = decoded(table, row)
+        if table == "attempts":
+            # What was added to the table later stands behind the digest.
+            more, digest = digest, values.pop()
+            values += [] if more is None else [more]
         # The number counts where other rows name it; elsewhere it is only the order.
         counted = values if table in {"runs", "run_states"} else values[1:]
         return bool(digest == row_digest(table, tuple(counted)))

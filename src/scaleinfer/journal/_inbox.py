@@ -56,6 +56,7 @@ class Turn:
         asks: Claims to be answered.
         records: Results to be written and reported.
         flushes: To be told when everything is on disk.
+        spent: What the run has used, or may have by the next such word; the latest.
         close: The end, if it has come.
     """
 
@@ -67,6 +68,7 @@ class Turn:
     asks: list[Ask] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     flushes: list[asyncio.Future[None]] = field(default_factory=list)
+    spent: dict[str, int] | None = None
     close: Close | None = None
 
 
@@ -78,11 +80,12 @@ class Inbox:
             `records`, `flushes` or `closes` calls `ring` then; the rest can wait.
         holds, attempts, unrendered, batches, releases, asks, records, flushes: As in `Turn`.
         closes: The end of the run; at most one.
+        spent: What the run has used, as `Turn` has it; a new dict each time.
     """
 
     __slots__ = (
         "_bell", "asks", "asleep", "attempts", "batches", "closes", "flushes", "holds", "records",
-        "releases", "unrendered",
+        "releases", "spent", "unrendered",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -96,6 +99,7 @@ class Inbox:
         self.records: list[Record] = []
         self.flushes: list[asyncio.Future[None]] = []
         self.closes: list[Close] = []
+        self.spent: dict[str, int] | None = None
         self._bell: SimpleQueue[None] = SimpleQueue()
 
     def __len__(self) -> int:
@@ -134,7 +138,10 @@ class Inbox:
         releases, unrendered = _all(self.releases), _all(self.unrendered)
         batches = _all(self.batches)
         attempts, holds = _all(self.attempts), _all(self.holds)
-        return Turn(holds, attempts, unrendered, batches, releases, asks, records, flushes, close)
+        return Turn(
+            holds, attempts, unrendered, batches, releases, asks, records, flushes, self.spent,
+            close,
+        )  # fmt: skip
 
 
 def _all(items: list[T]) -> list[T]:

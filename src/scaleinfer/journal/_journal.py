@@ -54,12 +54,14 @@ class Journal:
         path: The journal's file, links resolved.
         run: This run's number in the journal.
         open_batches: Batches that earlier runs left at a server, oldest first.
+        spent_before: What earlier runs have used, as `note_spent` was told.
     """
 
     def __init__(self, path: str, store: Store, writer: Writer, seen: Seen | None) -> None:
         self.path = path
         self.run = store.run
         self.open_batches = store.open_batches
+        self.spent_before = store.spent_before
         self._writer = writer
         self._inbox = writer.inbox
         self._seen = seen
@@ -108,7 +110,9 @@ class Journal:
             raise
         return cls(real, store, writer, Seen() if fresh else None)
 
-    async def claim(self, identity: bytes, *, key: str, question: str = "", index: int) -> Claim:
+    async def claim(
+        self, identity: bytes, *, key: str, question: str = "", index: int, label: str = ""
+    ) -> Claim:
         """Take hold of an item's row, and of its answer if there is one.
 
         Each claim of the same identity in one run gets its own occurrence: 0, 1, 2, ...
@@ -118,21 +122,24 @@ class Journal:
             key: The item's key.
             question: Name of the question if the item asks several.
             index: The item's position in the input.
+            label: What a policy calls the item.
 
         Raises:
             JournalError: The journal has failed or is closed.
         """
-        claim = self.claim_nowait(identity, key=key, question=question, index=index)
+        claim = self.claim_nowait(
+            identity, key=key, question=question, index=index, label=label
+        )
         if claim is not None:
             return claim
-        claim = Claim(identity, 0, storable(key), storable(question), index, None)
+        claim = Claim(identity, 0, storable(key), storable(question), index, None, label)
         future: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
         self._inbox.asks.append((claim, future, monotonic()))
         self._inbox.ring()
         return await future
 
     def claim_nowait(
-        self, identity: bytes, *, key: str, question: str = "", index: int
+        self, identity: bytes, *, key: str, question: str = "", index: int, label: str = ""
     ) -> Claim | None:
         """Take hold of an item's row if it is certain that there is none in the file.
 
@@ -141,6 +148,7 @@ class Journal:
             key: As for `claim`.
             question: As for `claim`.
             index: As for `claim`.
+            label: As for `claim`.
 
         Returns:
             The claim; `None` if the file must be looked at, which `claim` does.
@@ -153,7 +161,7 @@ class Journal:
         if self._seen is None or not self._seen.add(identity):
             return None
         self._inbox.holds.append(identity)
-        return Claim(identity, 0, storable(key), storable(question), index, None)
+        return Claim(identity, 0, storable(key), storable(question), index, None, label)
 
     def attempt(self, claim: Claim, attempt: Attempt) -> None:
         """Note a call that was made; it lands with one of the next commits."""
@@ -224,6 +232,18 @@ class Journal:
         self._inbox.batches.append(event)
         await self.flush()
 
+    def note_spent(self, spent: dict[str, int]) -> None:
+        """Note what the run has used, or may have by the next such word.
+
+        It lands with the next commit; `flush` waits for it. It is kept with the run's counts, so
+        that the next run of this journal knows, even if this one is killed.
+
+        Args:
+            spent: Names that begin with `spent_`, and amounts; replaces what was said before.
+        """
+        self._check()
+        self._inbox.spent = dict(spent)
+
     async def flush(self) -> None:
         """Return when everything handed over so far is on disk.
 
@@ -267,6 +287,11 @@ class Journal:
         if writer.failure is not None and not writer.reported:
             writer.reported = True
             raise copy.copy(writer.failure)
+
+    @property
+    def head(self) -> str:
+        """Digest of the last commit, as hexadecimal digits; see `verify`."""
+        return self._writer.head.hex()
 
     def statistics(self) -> JournalStatistics:
         """Return what the journal did and cost so far."""

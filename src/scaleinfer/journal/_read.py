@@ -94,12 +94,14 @@ class StoredAttempt:
         index: The item's position, as in `StoredResult`; -1 if it has no result yet.
         run: The run that made the call.
         attempt: The call.
+        label: What the run's policy called the item; empty without one.
     """
 
     key: str
     index: int
     run: int
     attempt: Attempt
+    label: str = ""
 
 
 @contextmanager
@@ -125,7 +127,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[tuple[sqlite3.Connection, 
             f"{_format.FORMAT}.",
             path=real,
             reason="older",
-            hint="Resume it once: opening it for a run brings it up to date.",
+            hint="`scaleinfer runs upgrade` brings it up to date; so does opening it for a run.",
         )
     try:
         with closing(connect_reader(real, header)) as connection:
@@ -256,11 +258,20 @@ def read_attempts(
         rows = connection.execute(
             "SELECT coalesce(r.key, ''), coalesce(r.idx, -1), a.run, a.number, a.endpoint,"
             " a.started, a.latency_s, a.status, a.http_status, a.prompt_tokens,"
-            " a.completion_tokens, a.error FROM attempts a LEFT JOIN results r"
+            " a.completion_tokens, a.error, a.more FROM attempts a LEFT JOIN results r"
             " ON r.identity = a.identity AND r.occurrence = a.occurrence"
             " WHERE ?1 IS NULL OR a.run = ?1 ORDER BY a.id",
             (run,),
         )
-        for key, index, number, *columns in rows:
-            yield StoredAttempt(key, index, number, Attempt(*columns))
+        for key, index, number, *columns, more in rows:
+            further, label = _further(more)
+            yield StoredAttempt(key, index, number, Attempt(*columns, *further), label)
         refuse_if_held(real)
+
+
+def _further(more: str | None) -> tuple[list[Any], str]:
+    """Return an attempt's last fields and its item's label."""
+    if more is None:
+        return [], ""
+    *further, label = orjson.loads(more)
+    return further, label

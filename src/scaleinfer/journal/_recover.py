@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaleinfer.errors import JournalError
+from scaleinfer.journal._chain import adopt
 from scaleinfer.journal._database import connect_writer, create, inspect, translate
 from scaleinfer.journal._format import (
     BATCHES_SCHEMA,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["RecoverReport", "recover"]
 
 _BATCH = 2000
+_FORMER_ATTEMPT = len(TABLES["attempts"]) - 1
+"""Columns of a call in format 1."""
 
 
 @dataclass(slots=True)
@@ -138,6 +141,8 @@ def _fill(connection: sqlite3.Connection, source: str, report: RecoverReport) ->
         report.lost = max(highest, promised) - report.results
     _renumber(connection)
     _complete_runs(connection, report.results)
+    # Numbers and places are new, and so is the chain.
+    adopt(connection)
     connection.execute("COMMIT")
 
 
@@ -154,6 +159,8 @@ def _salvage(source: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
                 wal.trust_all()
         main = stack.enter_context(open(source if _anything(source) else os.devnull, "rb"))
         for number, values in table_rows(Pages(main, wal, PAGE_SIZE)):
+            if len(values) == _FORMER_ATTEMPT:
+                values.append(None)
             row = (number, *values[1:])
             for table in tables.get(len(values), ()):
                 if is_intact(table, row):

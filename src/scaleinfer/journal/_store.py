@@ -16,6 +16,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from scaleinfer.journal._batches import open_batches
+from scaleinfer.journal._chain import (
+    ANSWERED,
+    FAILED,
+    TAKEN_UP,
+    Chain,
+    pack_entries,
+    pack_states,
+)
 from scaleinfer.journal._format import (
     BATCHES_SCHEMA,
     PAGE_SIZE,
@@ -76,6 +84,8 @@ class Claim:
         question: Name of the question if an item asks several.
         index: The item's position in the input.
         stored: The payload if the journal holds an answer already.
+        label: What a policy calls the item; kept with its calls.
+        row: Number of its row, if it is known to have one.
     """
 
     identity: bytes
@@ -84,6 +94,8 @@ class Claim:
     question: str
     index: int
     stored: bytes | None
+    label: str = ""
+    row: int = 0
 
 
 @dataclass(slots=True)
@@ -95,6 +107,8 @@ class Store:
         run: This run's number.
         tally: What the run has recorded.
         open_batches: Batches that earlier runs left at a server.
+        spent: What the run has used so far, or may have by the next such word.
+        spent_before: What earlier runs have used.
         log_bytes: Roughly what went into the write-ahead log since it was last emptied; a row
             changes about one page of the index and its share of the table.
     """
@@ -104,6 +118,9 @@ class Store:
     tally: Tally
     log_bytes: int = 0
     open_batches: tuple[OpenBatch, ...] = ()
+    spent: dict[str, int] = field(default_factory=dict)
+    spent_before: dict[str, int] = field(default_factory=dict)
+    _written_spent: dict[str, int] = field(default_factory=dict)
     _outstanding: Outstanding = field(default_factory=Outstanding)
     _cursors: OrderedDict[bytes, int] = field(default_factory=OrderedDict)
     _results: list[tuple[Any, ...]] = field(default_factory=list)
@@ -112,6 +129,16 @@ class Store:
     _unrendered: list[tuple[Any, ...]] = field(default_factory=list)
     _batches: list[tuple[Any, ...]] = field(default_factory=list)
     _settled: list[tuple[bytes, int]] = field(default_factory=list)
+    _recorded: list[Claim] = field(default_factory=list)
+    _chain: Chain = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._chain = Chain(self.connection)
+
+    @property
+    def head(self) -> bytes:
+        """Digest of the journal's last commit."""
+        return self._chain.head
 
     @classmethod
     def begin(cls, connection: sqlite3.Connection, manifest: Manifest) -> Store:
@@ -122,16 +149,20 @@ class Store:
             redact_data(manifest.data), default=str, option=orjson.OPT_NON_STR_KEYS
         ).decode()
         name = None if manifest.name is None else redact(manifest.name)
-        values = (run, name, time.time(), manifest.fingerprint, data)
+        now = time.time()
+        values = (run, name, now, manifest.fingerprint, data)
         store = cls(connection, run, Tally(rows=rows))
         connection.execute("BEGIN IMMEDIATE")
-        for (killed,) in connection.execute(
-            "SELECT run FROM run_states WHERE state = 'running'"
-        ).fetchall():
-            _mark_killed(connection, killed)
-        insert_many(connection, "runs", [(*values, row_digest("runs", values))])
-        store.save_state("running", None, {})
+        killed = connection.execute("SELECT run FROM run_states WHERE state = 'running'").fetchall()
+        states = [(other, _mark_killed(connection, other)) for (other,) in killed]
+        digest = row_digest("runs", values)
+        insert_many(connection, "runs", [(*values, digest)])
+        states.append((run, store.save_state("running", None, {})))
+        store._chain.append(
+            connection, run, now, added=[[digest], [], [], []], states=pack_states(states)
+        )
         store.open_batches = open_batches(connection)
+        store.spent_before = _spent_before(connection, run)
         connection.execute("COMMIT")
         return store
 
@@ -139,6 +170,11 @@ class Store:
     def outstanding(self) -> int:
         """Claims that are neither written nor released."""
         return len(self._outstanding)
+
+    @property
+    def owes(self) -> bool:
+        """True if there is a new word on what was spent that is not on disk."""
+        return self.spent != self._written_spent
 
     @property
     def pending(self) -> int:
@@ -192,6 +228,7 @@ class Store:
                 break
             if run != self.run and (identity, occurrence) not in taken:
                 stored = number if ok else None
+                claim.row = number
                 break
             candidate = occurrence + 1
         rows.close()
@@ -244,6 +281,7 @@ class Store:
             (identity, occurrence, run, index, int(ok), key, question, payload, digest,
              place_checksum(identity, occurrence, run, index))
         )  # fmt: skip
+        self._recorded.append(claim)
         if ok:
             self.tally.ok += 1
         else:
@@ -257,7 +295,9 @@ class Store:
             attempt.status, attempt.http_status, attempt.prompt_tokens,
             attempt.completion_tokens, redact(storable(attempt.error)),
         )  # fmt: skip
-        self._attempts.append((*values, attempt_digest(values)))
+        more = _further(attempt, claim.label)
+        digest = attempt_digest(values if more is None else (*values, more))
+        self._attempts.append((*values, digest, more))
         self.tally.attempts += 1
 
     def unrendered(self, index: int, key: str, error: dict[str, Any]) -> None:
@@ -292,27 +332,75 @@ class Store:
         written = self.pending
         connection = self.connection
         connection.execute("BEGIN IMMEDIATE")
+        if self._places:
+            # Before the results: one that was taken up may have been asked again since.
+            connection.executemany(
+                "UPDATE results SET run=?, idx=?, key=?, question=?, digest=?, place=? WHERE id=?",
+                self._places,
+            )
         insert_many(connection, "results", self._results, tail=_UPSERT)
         insert_many(connection, "attempts", self._attempts)
         insert_many(connection, "unrendered", self._unrendered)
         if self._batches:
             connection.execute(BATCHES_SCHEMA)
             insert_many(connection, "batches", self._batches)
-        if self._places:
-            connection.executemany(
-                "UPDATE results SET run=?, idx=?, key=?, question=?, digest=?, place=? WHERE id=?",
-                self._places,
-            )
-        self.tally.rows = _highest(connection, "results")
-        self.save_state(state, None if state == "running" else time.time(), counts or {})
+        before, self.tally.rows = self.tally.rows, _highest(connection, "results")
+        entries = self._entries(before)
+        spent = self.spent
+        now = time.time()
+        saved = self.save_state(state, None if state == "running" else now, spent | (counts or {}))
+        self._chain.append(
+            connection,
+            self.run,
+            now,
+            added=[
+                [],
+                [row[12] for row in self._attempts],
+                [row[-1] for row in self._unrendered],
+                [row[-1] for row in self._batches],
+            ],
+            results=entries,
+            states=pack_states([(self.run, saved)]),
+        )
         connection.execute("COMMIT")
+        self._written_spent = spent
         self._note_written()
         for held in (
             self._results, self._attempts, self._places, self._unrendered, self._batches,
-            self._settled,
+            self._settled, self._recorded,
         ):  # fmt: skip
             held.clear()
         return written
+
+    def _entries(self, before: int) -> bytes:
+        """Return what the chain is to know of the results that are being written.
+
+        Args:
+            before: The highest row number before they were.
+        """
+        last = before
+        for claim in self._recorded:
+            if not claim.row:
+                # SQLite numbers new rows one by one, in the order of the statement.
+                last += 1
+                claim.row = last
+        if last != self.tally.rows:
+            # A row was recorded through two claims.
+            for claim in self._recorded:
+                claim.row = self._number_of(claim)
+        taken = [(row[6], row[1], TAKEN_UP, row[4]) for row in self._places]
+        recorded = [
+            (claim.row, row[3], ANSWERED if row[4] else FAILED, row[8])
+            for claim, row in zip(self._recorded, self._results, strict=True)
+        ]
+        return pack_entries(taken + recorded)
+
+    def _number_of(self, claim: Claim) -> int:
+        found = self.connection.execute(
+            "SELECT id FROM results WHERE identity = ? AND occurrence = ?",
+            (claim.identity, claim.occurrence),
+        ).fetchone()
+        return int(found[0])
 
     def _note_written(self) -> None:
         """Count what went into the log and take what is on disk from the claims that are out."""
@@ -328,14 +416,14 @@ class Store:
         for identity, occurrence in self._settled:
             out.remove(identity, occurrence)
 
-    def save_state(self, state: str, ended: float | None, counts: dict[str, int]) -> None:
-        """Write the run's state and counts into the open transaction."""
+    def save_state(self, state: str, ended: float | None, counts: dict[str, int]) -> bytes:
+        """Write the run's state and counts into the open transaction; return their digest."""
         tally = self.tally
         values = (
             self.run, state, ended, orjson.dumps(counts).decode(), tally.ok, tally.failed,
             tally.reused, tally.unrendered, tally.attempts, tally.rows,
         )  # fmt: skip
-        _put_state(self.connection, values)
+        return _put_state(self.connection, values)
 
 
 def insert_many(
@@ -388,18 +476,58 @@ def _highest(connection: sqlite3.Connection, table: str) -> int:
     return int(connection.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()[0])
 
 
-def _put_state(connection: sqlite3.Connection, values: tuple[Any, ...]) -> None:
-    columns = TABLES["run_states"]
+def _put_state(connection: sqlite3.Connection, values: tuple[Any, ...]) -> bytes:
+    columns, digest = TABLES["run_states"], row_digest("run_states", values)
     connection.execute(
         f"INSERT OR REPLACE INTO run_states ({','.join(columns)})"
         f" VALUES ({','.join('?' * len(columns))})",
-        (*values, row_digest("run_states", values)),
+        (*values, digest),
     )
+    return digest
 
 
-def _mark_killed(connection: sqlite3.Connection, run: int) -> None:
+def _further(attempt: Attempt, label: str) -> str | None:
+    """Return what else there is to know of a call, as JSON; `None` if that is nothing."""
+    model = attempt.model
+    more = (
+        attempt.cached_tokens, attempt.reasoning_tokens, None if model is None else storable(model),
+        attempt.cost_usd, storable(label),
+    )  # fmt: skip
+    return None if more == _NOTHING_FURTHER else orjson.dumps(more).decode()
+
+
+_NOTHING_FURTHER = (0, 0, None, None, "")
+
+
+def _spent_before(connection: sqlite3.Connection, run: int) -> dict[str, int]:
+    """Return what the runs before this one have used; see `Journal.note_spent`.
+
+    Of a run that was killed without a word on it, only its calls and their tokens are known.
+    """
+    total: dict[str, int] = {}
+    silent: list[int] = []
+    rows = connection.execute("SELECT run, counts FROM run_states WHERE run < ?", (run,)).fetchall()
+    for earlier, counts in rows:
+        spent = {n: c for n, c in orjson.loads(counts or "{}").items() if n.startswith("spent_")}
+        if not spent:
+            silent.append(earlier)
+        for name, count in spent.items():
+            total[name] = total.get(name, 0) + count
+    for earlier in silent:
+        calls, tokens = connection.execute(
+            "SELECT count(*), coalesce(sum(prompt_tokens + completion_tokens), 0) FROM attempts"
+            " WHERE run = ?",
+            (earlier,),
+        ).fetchone()
+        total["spent_requests"] = total.get("spent_requests", 0) + calls
+        total["spent_tokens"] = total.get("spent_tokens", 0) + tokens
+        total["unpriced_tokens"] = total.get("unpriced_tokens", 0) + tokens
+    return total
+
+
+def _mark_killed(connection: sqlite3.Connection, run: int) -> bytes:
     columns = TABLES["run_states"][:-1]
     row = connection.execute(
         f"SELECT {','.join(columns)} FROM run_states WHERE run = ?", (run,)
     ).fetchone()
-    _put_state(connection, (run, "killed", *row[2:]))
+    return _put_state(connection, (run, "killed", *row[2:]))

@@ -1,16 +1,18 @@
-"""Checking a journal: SQLite's own check, every row's digest, the counts."""
+"""Checking a journal: SQLite's own check, every row's digest, the chain, the counts."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from scaleinfer.errors import JournalError
 from scaleinfer.journal._batches import has_batches
 from scaleinfer.journal._format import TABLES, as_result, is_intact
 from scaleinfer.journal._read import reading
+from scaleinfer.journal._verify_chain import Account, check_chain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +33,10 @@ class VerifyReport:
         unrendered: Items without a prompt that are intact.
         batches: Notes on batches that are intact.
         runs: Runs that are intact.
+        links: Commits whose link of the chain is intact.
+        head: Digest of the last link. Kept elsewhere, it shows later that nobody has written the
+            journal anew.
+        accounts: What became of each run's items.
         problems: What is wrong, each naming its row; at most 1,000.
     """
 
@@ -40,6 +46,9 @@ class VerifyReport:
     unrendered: int = 0
     batches: int = 0
     runs: int = 0
+    links: int = 0
+    head: str = ""
+    accounts: list[Account] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -48,10 +57,15 @@ class VerifyReport:
         return not self.problems
 
 
-def verify(path: str | os.PathLike[str]) -> VerifyReport:
+def verify(path: str | os.PathLike[str], *, head: str | None = None) -> VerifyReport:
     """Read all of a journal and check it; changes nothing.
 
     A damaged journal gives a report with problems, not an error.
+
+    Args:
+        path: The journal.
+        head: `RunStats.journal_head` of a run, or what `verify` said of it before: the journal
+            must still hold that commit and everything before it.
 
     Raises:
         JournalError: There is no journal of ours to check: `locked`, `foreign`, `newer`, `older`
@@ -68,6 +82,8 @@ def verify(path: str | os.PathLike[str]) -> VerifyReport:
                 if table != "batches" or has_batches(connection):
                     _check_table(connection, table, report)
             _check_counts(connection, report)
+            chain = check_chain(connection, partial(_note, report), head=head)
+            report.links, report.head, report.accounts = chain.links, chain.head, chain.accounts
     except JournalError as error:
         if error.reason != "damaged":
             raise

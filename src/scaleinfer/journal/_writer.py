@@ -90,6 +90,11 @@ class Writer(threading.Thread):
         self._beaten_wall = time.time()
         _LIVE.add(self)
 
+    @property
+    def head(self) -> bytes:
+        """Digest of the journal's last commit."""
+        return self._store.head
+
     def run(self) -> None:
         """Serve the queue until a `Close` comes."""
         close: Close | None = None
@@ -154,6 +159,8 @@ class Writer(threading.Thread):
     def _take_in(self, turn: Turn) -> None:
         """Do what nobody waits for."""
         store = self._store
+        if turn.spent is not None:
+            store.spent = turn.spent
         store.hold(turn.holds)
         for claim, attempt in turn.attempts:
             store.attempt(claim, attempt)
@@ -168,7 +175,7 @@ class Writer(threading.Thread):
         """Bring everything at hand to disk, then tell those who wait, with one call."""
         self._check_ownership()
         began = time.monotonic()
-        if self._store.pending or state != "running":
+        if self._store.pending or self._store.owes or state != "running":
             written = self._store.commit(state, counts)
             took = time.monotonic() - began
             self._pacing.committed(began + took, took, awaited=len(self._awaiting))

@@ -70,8 +70,10 @@ class ChatScaleInfer(BaseChatModel):
     endpoint of its own, it has an engine of its own, which all calls of the model share.
 
     ```python
-    model = ChatScaleInfer(base_url="http://node7:8000/v1", temperature=0)
-    agent = create_agent(model, tools=[solubility])
+    from scaleinfer.langgraph import ChatScaleInfer
+
+    async with ChatScaleInfer(base_url="http://127.0.0.1:8000/v1", temperature=0) as model:
+        answer = await model.ainvoke("Is caffeine soluble in water?")
     ```
 
     Tool calling, structured output, streaming, usage and callbacks work as in LangChain's own

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from scaleinfer.batch import Batch
-    from scaleinfer.engine import Dispatch, RateLimit, Retry
+    from scaleinfer.engine import Budget, Dispatch, RateLimit, Retry
     from scaleinfer.fleet import Fleet
+    from scaleinfer.prices import Price, Prices
     from scaleinfer.requests import Sampling
 
 __all__ = ["Goto", "MapNode", "NodeOptions", "map_node"]
@@ -64,6 +65,8 @@ class NodeOptions(TypedDict, total=False):
     fleet: Fleet | None
     mode: Literal["online", "batch", "auto"] | Batch
     deadline: float | timedelta | None
+    budget: Budget | None
+    prices: Prices | Mapping[str, Price] | None
     journal: bool | str | os.PathLike[str] | None
     key: Callable[[Any], Any] | None
     ordered: bool

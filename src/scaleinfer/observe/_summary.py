@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from scaleinfer.errors import ScaleInferError
     from scaleinfer.results import Result
 
-__all__ = ["FailureGroup", "ResultSummary", "failure_groups", "head", "headline", "shorten"]
+__all__ = [
+    "FailureGroup",
+    "ResultSummary",
+    "count_failure",
+    "failure_groups",
+    "head",
+    "headline",
+    "shorten",
+]
 
 _FIELDS = 6
 _AGAIN = "Call again with the same journal: only these items are asked."
@@ -103,18 +111,23 @@ def headline(summary: ResultSummary) -> list[str]:
 
 def failure_groups(summary: ResultSummary, results: Iterable[Result]) -> list[FailureGroup]:
     """Return the failures among `results` by kind, the most frequent first."""
-    again = _AGAIN if summary.journal else _AGAIN_ALL
     groups: dict[str, FailureGroup] = {}
     for result in results:
-        if result.ok or result.error is None:
-            continue
-        kind = _kind(result.error)
-        if kind in groups:
-            groups[kind].count += 1
-        else:
-            advice = result.error.hint or _ADVICE.get(type(result.error).__name__, again)
-            groups[kind] = FailureGroup(kind, 1, result.index, result.error.message, advice)
+        count_failure(groups, result, journaled=summary.journal is not None)
     return sorted(groups.values(), key=lambda group: -group.count)
+
+
+def count_failure(groups: dict[str, FailureGroup], result: Result, *, journaled: bool) -> None:
+    """Add a result to the group of its kind, if it failed."""
+    if result.ok or result.error is None:
+        return
+    kind = _kind(result.error)
+    if kind in groups:
+        groups[kind].count += 1
+        return
+    again = _AGAIN if journaled else _AGAIN_ALL
+    advice = result.error.hint or _ADVICE.get(type(result.error).__name__, again)
+    groups[kind] = FailureGroup(kind, 1, result.index, result.error.message, advice)
 
 
 def head(results: Iterable[Result], rows: int) -> list[Result]:

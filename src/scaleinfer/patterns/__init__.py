@@ -12,6 +12,7 @@ from scaleinfer._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scaleinfer.patterns._aggregate import (
+        Conflict,
         FailureKind,
         FailureReport,
         Merged,
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
         fleiss_kappa,
         krippendorff_alpha,
     )
-    from scaleinfer.patterns._blackboard import BlackboardResult, blackboard
-    from scaleinfer.patterns._broadcast import BroadcastResult, broadcast
+    from scaleinfer.patterns._blackboard import Agent, BlackboardResult, blackboard
+    from scaleinfer.patterns._broadcast import BroadcastOutcome, BroadcastResult, broadcast
     from scaleinfer.patterns._ensemble import EnsembleOutcome, EnsembleResult, Vote, ensemble
     from scaleinfer.patterns._entropy import EntropyOutcome, EntropyResult, semantic_entropy
     from scaleinfer.patterns._judge import (
@@ -39,43 +40,72 @@ if TYPE_CHECKING:
         JudgeOutcome,
         JudgeResult,
         Rubric,
+        Verdict,
         judge,
     )
     from scaleinfer.patterns._members import Member
-    from scaleinfer.patterns._pipeline import PipelineResult, Stage, pipeline
+    from scaleinfer.patterns._pipeline import (
+        PipelineOutcome,
+        PipelineResult,
+        Stage,
+        StageStats,
+        pipeline,
+    )
     from scaleinfer.patterns._result import Outcome, PatternResult
-    from scaleinfer.patterns._sweep import SweepCell, SweepOutcome, SweepResult, sweep
-    from scaleinfer.patterns._tree import TreeResult, tree_reduce
-    from scaleinfer.patterns._tribunal import TribunalResult, tribunal
+    from scaleinfer.patterns._roles import Role
+    from scaleinfer.patterns._sweep import (
+        SweepAnswer,
+        SweepCell,
+        SweepOutcome,
+        SweepResult,
+        Variant,
+        sweep,
+    )
+    from scaleinfer.patterns._tree import TreeOutcome, TreeResult, tree_reduce
+    from scaleinfer.patterns._tribunal import (
+        Critique,
+        Opinion,
+        Round,
+        TribunalOutcome,
+        TribunalResult,
+        tribunal,
+    )
     from scaleinfer.patterns._voting import Tally
 
 _HOMES = {
     "_aggregate": (
-        "FailureKind", "FailureReport", "Merged", "Statistics", "failure_report", "group_by",
-        "majority_vote", "merge", "statistics", "top_k",
+        "Conflict", "FailureKind", "FailureReport", "Merged", "Statistics", "failure_report",
+        "group_by", "majority_vote", "merge", "statistics", "top_k",
     ),
     "_agreement": (
         "Agreement", "agreement_of", "cohen_kappa", "fleiss_kappa", "krippendorff_alpha",
     ),
-    "_blackboard": ("BlackboardResult", "blackboard"),
-    "_broadcast": ("BroadcastResult", "broadcast"),
+    "_blackboard": ("Agent", "BlackboardResult", "Turn", "blackboard"),
+    "_broadcast": ("BroadcastOutcome", "BroadcastResult", "broadcast"),
     "_ensemble": ("EnsembleOutcome", "EnsembleResult", "Vote", "ensemble"),
     "_entropy": ("EntropyOutcome", "EntropyResult", "semantic_entropy"),
-    "_judge": ("Criterion", "JudgeOutcome", "JudgeResult", "Rubric", "judge"),
+    "_judge": ("Criterion", "JudgeOutcome", "JudgeResult", "Rubric", "Verdict", "judge"),
     "_members": ("Member",),
-    "_pipeline": ("PipelineResult", "Stage", "pipeline"),
+    "_pipeline": ("PipelineOutcome", "PipelineResult", "Stage", "StageStats", "pipeline"),
     "_result": ("Outcome", "PatternResult"),
-    "_sweep": ("SweepCell", "SweepOutcome", "SweepResult", "sweep"),
-    "_tree": ("TreeResult", "tree_reduce"),
-    "_tribunal": ("TribunalResult", "tribunal"),
+    "_roles": ("Role",),
+    "_sweep": (
+        "SweepAnswer", "SweepCell", "SweepOutcome", "SweepResult", "Variant", "sweep",
+    ),
+    "_tree": ("TreeOutcome", "TreeResult", "tree_reduce"),
+    "_tribunal": ("Critique", "Opinion", "Round", "TribunalOutcome", "TribunalResult", "tribunal"),
     "_voting": ("Tally",),
 }  # fmt: skip
 
 __all__ = [
+    "Agent",
     "Agreement",
     "BlackboardResult",
+    "BroadcastOutcome",
     "BroadcastResult",
+    "Conflict",
     "Criterion",
+    "Critique",
     "EnsembleOutcome",
     "EnsembleResult",
     "EntropyOutcome",
@@ -86,18 +116,29 @@ __all__ = [
     "JudgeResult",
     "Member",
     "Merged",
+    "Opinion",
     "Outcome",
     "PatternResult",
+    "PipelineOutcome",
     "PipelineResult",
+    "Role",
+    "Round",
     "Rubric",
     "Stage",
+    "StageStats",
     "Statistics",
+    "SweepAnswer",
     "SweepCell",
     "SweepOutcome",
     "SweepResult",
     "Tally",
+    "TreeOutcome",
     "TreeResult",
+    "TribunalOutcome",
     "TribunalResult",
+    "Turn",
+    "Variant",
+    "Verdict",
     "Vote",
     "agreement_of",
     "blackboard",

@@ -104,7 +104,8 @@ def merge(
             are not `None`, instead; such a field has no conflicts.
 
     Raises:
-        ConfigError: There is no value, one has no fields, or `how` names an unknown field.
+        ConfigError: There is no value, one has no fields, `how` names an unknown field, or the
+            merged fields do not make a valid object.
     """
     return merge_values((value for _, value in _answered(results)), how)
 

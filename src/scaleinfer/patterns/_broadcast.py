@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from scaleinfer.results import Completion, Result
 
 __all__ = ["BroadcastOutcome", "BroadcastResult", "broadcast"]
+
+_MAY_JOIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,8 @@ async def broadcast(
                 if label in rows:
                     raise ConfigError(f"{label} was named twice.")
                 rows[label] = backend, model
+        if not backends and options.get("model") is None and options.get("fleet") is None:
+            options["model"] = models[0] if models else None
         if backends:
             options["backend"], options["model"], options["api_key"] = _Nowhere(), None, None
         options["key"] = str
@@ -150,10 +155,10 @@ async def _endpoints(
             model = key = None
         for resolved in resolve_backends(one, model=model, api_key=key):
             backend = resolved.backend
-            members: Sequence[Backend] = [backend]
+            members = [backend]
             if backend.many:
                 await stack.enter_async_context(backend)
-                members = backend.follow(_NoFollower())
+                members = await _members(backend)
             found += [(member.endpoint, member) for member in members]
     return _distinct(found)
 
@@ -167,14 +172,27 @@ def _distinct(found: list[tuple[str, Backend]]) -> list[tuple[str, Any]]:
     ]
 
 
-class _NoFollower:
-    """Looks at a set's members once, and does not care who comes and goes."""
+async def _members(endpoints: Backend) -> list[Backend]:
+    """Return a set's members; those that are asked for their model first get a moment."""
+    follower = _Joining()
+    there = list(endpoints.follow(follower))
+    if not getattr(endpoints, "model_known", True):
+        await asyncio.sleep(_MAY_JOIN_S)
+    return [*there, *follower.found]
+
+
+class _Joining:
+    """Takes note of the members of a set that join."""
+
+    def __init__(self) -> None:
+        self.found: list[Backend] = []
 
     def joined(self, member: Backend) -> None:
-        """Do nothing."""
+        """Take note of it."""
+        self.found.append(member)
 
     def left(self, member: Backend) -> None:
-        """Do nothing."""
+        """Let it be a row that fails."""
 
     def mended(self, member: Backend) -> None:
         """Do nothing."""

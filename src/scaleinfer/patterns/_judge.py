@@ -7,6 +7,7 @@ from functools import cached_property
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from scaleinfer._identity import content_key
 from scaleinfer.errors import ConfigError, PromptError
 from scaleinfer.mapping import parallel_map
 from scaleinfer.patterns._agreement import Agreement, Level, agreement_of
@@ -195,12 +196,19 @@ async def judge(
     work_of = prompt_maker(_work_of if text is None else text, what="text")
     task_of = None if task is None else prompt_maker(task, what="task")
     options, members = for_map(options, members, "judge")
+    if options.get("key") is None:
+        options["key"] = _key_of
     panel = _Panel(rubric, members, work_of, task_of)
     results = await parallel_map(items, panel.run, **options)
     outcomes = [
         _outcome(result, rubric) if result.ok else JudgeOutcome(result) for result in results
     ]
     return JudgeResult(outcomes, results.stats, rubric, [member.name for member in members])
+
+
+def _key_of(item: Any) -> str:
+    """Return the key of an earlier result, or what a map makes of an item."""
+    return item.key if isinstance(item, Outcome | Result) else content_key(item)
 
 
 def _work_of(item: Any) -> str:

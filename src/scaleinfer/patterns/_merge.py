@@ -63,7 +63,8 @@ def merge_values(
             instead; such a field has no conflicts.
 
     Raises:
-        ConfigError: There is no value, or one that has no fields.
+        ConfigError: There is no value, one that has no fields, an unknown path, or the fields
+            do not make a valid object.
     """
     given = list(values)
     if not given:
@@ -77,8 +78,20 @@ def merge_values(
     kinds = {type(value) for value in given}
     kind = kinds.pop()
     if not kinds and hasattr(kind, "model_validate"):
-        merged = kind.model_validate(merged)
+        return Merged(_validated(kind, merged), tuple(merging.conflicts), len(given))
     return Merged(merged, tuple(merging.conflicts), len(given))
+
+
+def _validated(model: Any, merged: dict[str, Any]) -> Any:
+    from pydantic import ValidationError
+
+    try:
+        return model.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(
+            f"the merged value is no valid {model.__name__}: {error}",
+            hint="Merge model_dump()s instead, or say with how= what its fields are to be.",
+        ) from error
 
 
 def _fields(value: Any) -> Mapping[str, Any]:

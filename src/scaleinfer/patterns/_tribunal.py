@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scaleinfer.program import LLM
     from scaleinfer.results import Result
 
-__all__ = ["Critique", "Round", "TribunalOutcome", "TribunalResult", "Verdict", "tribunal"]
+__all__ = ["Critique", "Opinion", "Round", "TribunalOutcome", "TribunalResult", "tribunal"]
 
 Accept = Literal["majority", "all", "any"] | float | Callable[[list[Any]], bool]
 """How verdicts become a decision: a share of the judges, or a function of their verdicts."""
@@ -47,7 +47,7 @@ Critiques:
 Write the draft again so that it meets the critiques. Answer with the new draft only."""
 
 
-class Verdict(BaseModel):
+class Opinion(BaseModel):
     """What a judge says of a draft."""
 
     critique: str = Field(description="what is wrong or missing, and what to change")
@@ -61,7 +61,7 @@ class Critique:
 
     Attributes:
         judge: The judge's name.
-        verdict: What the judge said: a `Verdict`, or what `verdict=` was; `None` without.
+        verdict: What the judge said: an `Opinion`, or what `verdict=` was; `None` without.
         error: Why there is no verdict.
     """
 
@@ -171,7 +171,7 @@ async def tribunal(
     revise: PromptOf | None = None,
     drafter: Role | None = None,
     reviser: Role | None = None,
-    verdict: type[BaseModel] = Verdict,
+    verdict: type[BaseModel] = Opinion,
     quorum: int | None = None,
     **options: Unpack[MapOptions],
 ) -> TribunalResult:
@@ -195,7 +195,7 @@ async def tribunal(
             `{critiques}` too.
         drafter: Who writes the first draft; default the map's model.
         reviser: Who revises; default the drafter.
-        verdict: Pydantic model of a judge's answer, in place of `Verdict`. Without a field
+        verdict: Pydantic model of a judge's answer, in place of `Opinion`. Without a field
             `accept` it needs `accept` to be a function; its field `score` makes the ranking.
         quorum: Verdicts that a round needs; with fewer the item fails with a judge's error.
             Default more than half of the judges.

@@ -57,3 +57,13 @@ def parrot() -> Parrot:
 
 def slow() -> Slow:
     return Slow()
+
+
+def first() -> Backend:
+    """FIRST, from a machine of its own: what is shared on one host is shared with nobody."""
+    from scaleinfer.backends import FirstBackend
+
+    folder = os.path.join(os.environ["XDG_RUNTIME_DIR"], str(os.getpid()))
+    os.makedirs(folder, exist_ok=True)
+    os.environ["XDG_RUNTIME_DIR"] = folder
+    return FirstBackend("sophia/vllm", model="openai/gpt-oss-120b", token="any")

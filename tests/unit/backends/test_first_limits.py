@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import signal
@@ -17,7 +18,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaleinfer.backends._first_limits import FirstLimits, InFlight, TokenTurns, Turns
+from scaleinfer.backends._first_limits import (
+    FirstLimits,
+    InFlight,
+    RequestShare,
+    TokenTurns,
+    Turns,
+)
 from scaleinfer.backends._shared_limit import (
     RequestWindow,
     SharedNumbers,
@@ -243,6 +250,81 @@ async def test_two_loops_or_processes_share_a_limit() -> None:
     await asyncio.gather(*map(ask, turns))
     # The times are taken a moment later, so a little less than a second is looked at.
     assert late(sorted(times), 20, 0.98) == 0
+
+
+class Holder:
+    """Somebody who has a share."""
+
+
+def test_without_a_holder_there_is_no_share_to_keep_to() -> None:
+    share = RequestShare(10.0)
+    for _ in range(100):
+        assert share.wait(1.0) == 0
+        share.sent(1.0)
+
+
+@given(
+    per_second=st.sampled_from([0.5, 1.0, 2.5, 10.0]),
+    most=st.integers(1, 10),
+    gaps=st.lists(st.floats(0, 0.3), min_size=20, max_size=60),
+)
+def test_no_more_than_the_share_goes_in_any_window(
+    per_second: float, most: int, gaps: list[float]
+) -> None:
+    limit = max(1, math.floor(per_second))
+    share, holder, window = RequestShare(per_second), Holder(), limit / per_second
+    most = min(most, limit)
+    share.hold(holder, most, math.inf)
+    now, went = 0.0, list[float]()
+    for gap in gaps:
+        now += gap
+        if share.wait(now) == 0:
+            share.sent(now)
+            went.append(now)
+        assert len([at for at in went if now - at < window]) <= most
+    assert went
+
+
+def test_a_share_ends() -> None:
+    share, holder, other = RequestShare(10.0), Holder(), Holder()
+    share.hold(holder, 0, math.inf)
+    assert share.wait(1.0) > 0, "nothing is allowed yet"
+    share.hold(holder, 3, 5.0)
+    share.hold(other, 2, 9.0)
+    assert (share.of(holder, 4.9), share.of(other, 4.9)) == (3, 2)
+    for _ in range(5):
+        assert share.wait(4.9) == 0
+        share.sent(4.9)
+    assert share.wait(4.9) > 0
+    assert share.of(holder, 5.0) == 0
+    for _ in range(2):
+        assert share.wait(7.0) == 0
+        share.sent(7.0)
+    assert share.wait(7.0) > 0, "only the other's is left"
+    assert share.wait(9.0) > 0, "none is left"
+
+
+def test_a_share_ends_with_its_holder() -> None:
+    share, holder = RequestShare(10.0), Holder()
+    share.hold(holder, 0, math.inf)
+    assert share.wait(0.0) > 0
+    del holder
+    gc.collect()
+    assert share.wait(0.0) == 0
+
+
+async def test_turns_keep_to_the_share() -> None:
+    share, holder = RequestShare(10.0), Holder()
+    turns = Turns("https://shared", 10.0, share)
+    share.hold(holder, 2, math.inf)
+    for _ in range(2):
+        await turns.take()
+    third = asyncio.create_task(turns.take())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not third.done()
+    share.hold(holder, 3, math.inf)
+    await asyncio.wait_for(third, 2.0)
 
 
 async def test_answers_tell_what_the_next_ones_will_cost() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 
 import pytest
 from tests.unit.fleet.peers import Echo, asked, exchange, settled, station
 
+from scaleinfer.backends._base import UserRate
 from scaleinfer.errors import Transient
 from scaleinfer.fleet import _station
 from scaleinfer.fleet._broker import Broker
@@ -128,3 +131,41 @@ async def test_facts_are_told_once_and_again_when_they_change() -> None:
     assert "facts" in worker.message()
     worker.lost()
     await worker.aclose()
+
+
+class Limited(Echo):
+    """An endpoint that counts a user's requests over all machines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user_rate = UserRate("gateway", 10.0)
+        self.share: int | None = None
+        self.until = 0.0
+
+    def use_share(self, holder: object, requests: int, *, until: float = math.inf) -> None:
+        self.share, self.until = requests, until
+
+    def share_of(self, holder: object) -> int:
+        return self.share or 0
+
+
+async def test_workers_share_what_a_user_may_send() -> None:
+    broker, backends = Broker("f"), [Limited(), Limited()]
+    workers = [station("one"), station("two")]
+    for worker, backend in zip(workers, backends, strict=True):
+        worker.limit([backend])
+        assert backend.share == 0, "nothing is sent before the coordinator allows it"
+        worker.serve([backend])
+    broker.ask(asked("a"))
+    reply = await exchange(broker, workers[0])
+    assert (backends[0].share, reply["give"]) == (10, [])
+    await exchange(broker, workers[1])
+    assert backends[1].share == 0
+    message = workers[1].message()
+    assert message["room"] == 0, "it could not ask anything"
+    workers[1].lost()
+    assert (await exchange(broker, workers[0]))["shares"] == {"gateway": 5}
+    assert backends[0].until - time.monotonic() > 5
+    assert backends[0].calls == 1
+    for worker in workers:
+        await worker.aclose()

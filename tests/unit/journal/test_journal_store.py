@@ -329,20 +329,20 @@ def test_an_older_format_is_migrated_in_one_transaction(
     def add_column(connection: sqlite3.Connection) -> None:
         connection.execute("ALTER TABLE runs ADD COLUMN extra TEXT")
 
-    monkeypatch.setattr(_format, "FORMAT", 2)
+    monkeypatch.setattr(_format, "FORMAT", 3)
     with pytest.raises(JournalError) as caught:
         inspect(str(path))
     assert caught.value.reason == "older"
-    monkeypatch.setitem(_format.MIGRATIONS, 1, add_column)
+    monkeypatch.setitem(_format.MIGRATIONS, 2, add_column)
     with pytest.raises(JournalError) as caught:
         list_runs(path)
     assert caught.value.reason == "older"
-    assert "Resume it once" in caught.value.hint
+    assert "runs upgrade" in caught.value.hint
     store = open_store(path)
     store.connection.execute("PRAGMA journal_mode=DELETE")
     assert store.connection.execute("SELECT extra FROM runs").fetchall() == [(None,), (None,)]
     store.connection.close()
     header = inspect(str(path))
     assert header is not None
-    assert header.user_version == 2
+    assert header.user_version == 3
     assert [r.payload for r in read_results(path)] == [{"text": "old"}]
