@@ -6,7 +6,7 @@ import importlib
 import runpy
 import sys
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,9 +17,10 @@ from scaleinfer._cli_exit import FAILED, STOPPED
 from scaleinfer._loop import run
 from scaleinfer.backends.openai import OpenAIBackend
 from scaleinfer.data import END, open_writer, read_items, result_row, source
-from scaleinfer.engine import Concurrency, RateLimit, Retry
+from scaleinfer.engine import Budget, Concurrency, RateLimit, Retry
 from scaleinfer.errors import ConfigError, ScaleInferError
 from scaleinfer.mapping import stream_map
+from scaleinfer.prices import Price
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -52,9 +53,13 @@ def run_map(
     requests_per_minute: float | None,
     tokens_per_minute: float | None,
     base_url: tuple[str, ...],
+    budget: tuple[str, ...] = (),
+    price: tuple[float, float] | None = None,
+    dry_run: bool = False,
+    sample: int = 20,
     **options: Any,
 ) -> int:
-    """Map a file and return the exit code."""
+    """Map a file, or estimate that, and return the exit code."""
     if (prompt is None) == (prompt_file is None):
         raise click.UsageError("Give the prompt by --prompt or by --prompt-file.")
     template = prompt if prompt is not None else Path(str(prompt_file)).read_text("utf-8")
@@ -79,22 +84,49 @@ def run_map(
         options["backend"] = _several(options["backend"], base_url, options.pop("model"))
     elif base_url:
         options["base_url"] = base_url[0]
-    return run(
-        write_results(
-            read_items(input_, format=format_),
-            template,
-            out=out,
-            id_field=id_field,
-            limit=limit,
-            schema=None if schema is None else load_schema(schema),
-            sampling=sampling,
-            retry=retry,
-            concurrency=_concurrency(concurrency, max_concurrency),
-            rate_limit=rate_limit,
-            deadline=within,
-            **options,
-        )
-    )
+    if budget:
+        options["budget"] = _budget(budget)
+    if price is not None:
+        options["prices"] = {"*": Price(*price)}
+    options |= {
+        "schema": None if schema is None else load_schema(schema),
+        "sampling": sampling,
+        "retry": retry,
+        "concurrency": _concurrency(concurrency, max_concurrency),
+        "rate_limit": rate_limit,
+        "deadline": within,
+    }
+    items = read_items(input_, format=format_)
+    if dry_run:
+        return run(_show_estimate(items, template, limit=limit, sample=sample, **options))
+    return run(write_results(items, template, out=out, id_field=id_field, limit=limit, **options))
+
+
+async def _show_estimate(
+    items: Source, template: str, *, limit: int | None, sample: int, **options: Any
+) -> int:
+    from scaleinfer.estimation import estimate
+
+    items = items if limit is None else _first(items, limit)
+    click.echo(str(await estimate(items, template, sample=sample, **options)))
+    return 0
+
+
+def _budget(caps: tuple[str, ...]) -> Budget:
+    known = {f.name for f in fields(Budget)}
+    given: dict[str, float] = {}
+    for cap in caps:
+        name, found, amount = cap.partition("=")
+        try:
+            value = float(amount)
+        except ValueError:
+            found = ""
+        if not found or name not in known:
+            raise click.UsageError(
+                f"--budget {cap!r} is no CAP=AMOUNT. Caps: {', '.join(sorted(known))}."
+            )
+        given[name] = int(value) if name in {"tokens", "requests"} else value
+    return Budget(**given)  # type: ignore[arg-type] # whole numbers where they belong
 
 
 def _concurrency(fixed: int | None, most: int | None) -> int | Concurrency | Literal["auto"]:

@@ -124,6 +124,31 @@ def _backend_options(*, several: bool = False) -> Callable[[Callable[..., Any]],
 )
 @click.option("--limit", type=click.IntRange(min=0), help="Only the first so many items.")
 @click.option(
+    "--budget",
+    multiple=True,
+    metavar="CAP=AMOUNT",
+    help="Hard cap: usd, tokens, requests, seconds, per_item_usd; may be given several times.",
+)
+@click.option(
+    "--price",
+    nargs=2,
+    type=click.FloatRange(min=0),
+    metavar="PROMPT COMPLETION",
+    help="Dollars per million tokens, for a model that no public list has.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Ask a few items and say what all would cost; --journal keeps their answers.",
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="Items that --dry-run asks; 0 goes by the lengths of the prompts alone.",
+)
+@click.option(
     "--progress",
     type=click.Choice(["auto", "bar", "log", "none"]),
     default="auto",

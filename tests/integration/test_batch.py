@@ -435,11 +435,11 @@ async def test_auto_takes_a_batch_where_that_is_known_to_be_cheaper(
     async with serving() as server:
         # As if this were OpenAI's own service, with a dollar for each answer.
         monkeypatch.setattr("scaleinfer.backends._batch_openai._OFFICIAL", server.base_url)
-        monkeypatch.setattr("scaleinfer._session.cost_usd", lambda *_: 1.0)
-        results = await mapped(server, items, mode="auto")
+        prices = {"*": Price(request=1.0)}
+        results = await mapped(server, items, mode="auto", prices=prices)
         assert online_calls(server) == 0
         assert results.cost_usd == 60.0
-        online = await mapped(server, items, mode="auto", deadline=3600)
+        online = await mapped(server, items, mode="auto", deadline=3600, prices=prices)
         assert online_calls(server) == 120
         assert online.cost_usd == 120.0
     assert "chose batch: it costs 50 % less and may take up to 24 h" in caplog.text

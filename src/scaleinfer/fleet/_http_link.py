@@ -55,7 +55,7 @@ def stream_timeout() -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=45)
 
 
-class Registration(HttpAgentRegistration[Any]):
+class Registration(HttpAgentRegistration):  # type: ignore[type-arg] # its pickle would need a name
     """An agent's registration that knows the agent's classes.
 
     An exchange that has lost its mailboxes cannot tell them, and `discover` needs them.

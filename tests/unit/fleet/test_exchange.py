@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 
 from scaleinfer.errors import ConfigError
 from scaleinfer.fleet import _resilient
+from scaleinfer.fleet._http_link import Registration
 from scaleinfer.fleet._keepalive import keepalive_options
 from scaleinfer.fleet._resilient import ExchangeAway, ResilientFactory, ResilientTransport, persist
 from scaleinfer.fleet.exchange import (
@@ -408,3 +409,8 @@ async def test_nothing_is_tried_again_after_closing() -> None:
     await transport.close()
     with pytest.raises(OSError, match="gone"):
         await transport.send(ping())
+
+
+def test_a_registration_travels_to_another_process() -> None:
+    registration = Registration(agent_id=AgentId.new(name="worker"), lineage="a,b")
+    assert pickle.loads(pickle.dumps(registration)) == registration
