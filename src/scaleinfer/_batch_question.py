@@ -12,6 +12,7 @@ from scaleinfer.results import Attempt
 
 if TYPE_CHECKING:
     from scaleinfer._intake import Work
+    from scaleinfer.engine import Ticket
     from scaleinfer.journal import Claim
     from scaleinfer.prompts import Question
     from scaleinfer.requests import Request
@@ -52,6 +53,7 @@ class Asked:
         answer: What came of it so far.
         wrong: What is wrong with its last answer, if that does not fit the schema.
         repairs: How often the model was shown such an answer.
+        ticket: What is reserved of the budget while it is in a batch.
     """
 
     item: Item
@@ -62,6 +64,7 @@ class Asked:
     answer: Answer = field(default_factory=Answer)
     wrong: SchemaError | None = None
     repairs: int = 0
+    ticket: Ticket | None = None
 
     def take(self, outcome: Completion | EndpointError, endpoint: str) -> Attempt:
         """Note what a batch brought; return it as the journal keeps calls."""

@@ -14,7 +14,8 @@ from scaleinfer._batch_question import Asked, Item
 from scaleinfer._identity import identity_of, item_key, own_key
 from scaleinfer._run import Run, placed, stored_answer
 from scaleinfer.batch import BatchClient, Row, next_place
-from scaleinfer.errors import EndpointError, PromptError
+from scaleinfer.engine import Spend, item_purse
+from scaleinfer.errors import BudgetExceeded, EndpointError, PromptError
 from scaleinfer.results import Result
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from scaleinfer._batch_mode import BatchPlan
     from scaleinfer._intake import Work
     from scaleinfer.batch import Landed
+    from scaleinfer.engine import Purse, Spender
     from scaleinfer.prompts import Question
 
 __all__ = ["BatchRun"]
@@ -163,7 +165,10 @@ class BatchRun(Run):
                 work = self._intake.take_nowait() or await self._intake.take()
                 if work is None:
                     break
-                await self._begin(work, client)
+                try:
+                    await self._begin(work, client)
+                except BudgetExceeded:
+                    break
                 taken += 1
                 if taken % _BREATH == 0:
                     await asyncio.sleep(0)
@@ -221,7 +226,64 @@ class BatchRun(Run):
             occurrence = claim.occurrence
         asked = Asked(item, name, question, claim, time.monotonic())
         row = Row(identity, occurrence, item.key, name, index, question.request, asked)
+        if self._spender is not None and not client.awaits(row):
+            try:
+                await self._reserve_row(self._spender, row, client)
+            except BudgetExceeded as error:
+                if self.stopped:
+                    raise
+                asked.answer.error = error
+                self._settle(asked)
+                return
         self._send(row, client)
+
+    async def _reserve_row(self, spender: Spender, row: Row, client: BatchClient) -> None:
+        """Wait until the budget has room for a row.
+
+        Raises:
+            BudgetExceeded: It has not.
+        """
+        asked: Asked = row.owner
+        backends, share = self._engine.adapters(), self._share
+        model = row.request.model
+        if not (account := self._account(asked)):
+            asked.ticket = spender.reserve_nowait(row.request, model, backends, share=share)
+        if asked.ticket is None:
+            # Room comes only with what lands.
+            client.flush()
+            asked.ticket = await spender.reserve(
+                row.request, model, backends, account, share=share
+            )
+
+    def _account(self, asked: Asked) -> Purse | None:
+        """Return what an item may use, if that is capped."""
+        usd = None if self._spender is None else self._spender.budget.per_item_usd
+        if usd is None:
+            return None
+        return self._accounts.setdefault(asked.item.work.index, item_purse(usd))
+
+    @property
+    def _share(self) -> float:
+        """The price of a token in a batch over its price online."""
+        discount = self._plan.backend.discount
+        return 1.0 if discount is None else discount
+
+    def _book(self, asked: Asked, outcome: Completion | EndpointError | None) -> None:
+        """Book what a row used, and settle what was reserved for it."""
+        used, backend = Spend(), self._engine.adapters()[0]
+        model = asked.question.request.model
+        if isinstance(outcome, EndpointError):
+            # A row that a server answers with an error costs nothing.
+            used = self._bill.failed(backend, model, outcome, used)
+        elif outcome is not None:
+            used, cost = self._bill.answered(backend, model, outcome, share=self._share)
+            if cost is not None:
+                asked.answer.cost_usd = (asked.answer.cost_usd or 0.0) + cost
+        ticket, asked.ticket = asked.ticket, None
+        if self._spender is not None and ticket is not None:
+            if outcome is not None and not isinstance(outcome, EndpointError):
+                used = self._spender.observe(ticket, outcome, used)
+            self._spender.settle(ticket, used)
 
     def _send(self, row: Row, client: BatchClient) -> None:
         """Put a row into a batch, or ask it online if none can hold it."""
@@ -271,7 +333,7 @@ class BatchRun(Run):
                 self._recording.discard(task)
         for asked in answered:
             self._settle(asked)
-        if self.stopped:
+        if self.stopped and not self._landing:
             raise asyncio.CancelledError
 
     def _is_settled(self, asked: Asked, one: Landed, client: BatchClient) -> bool:
@@ -279,6 +341,7 @@ class BatchRun(Run):
         row, plan = one.row, self._plan
         assert row is not None
         asked.repairs = row.repairs
+        self._book(asked, one.outcome)
         if one.outcome is not None:
             attempt = asked.take(one.outcome, plan.backend.endpoint)
             if self._journal is not None and asked.claim is not None:
@@ -300,6 +363,15 @@ class BatchRun(Run):
             return False
         row.request = asked.next_request()
         row.repairs += asked.wrong is not None
+        spender = self._spender
+        if spender is not None:
+            asked.ticket = spender.reserve_nowait(
+                row.request, row.request.model, self._engine.adapters(), share=self._share
+            )
+            if asked.ticket is None:
+                # The engine waits for room.
+                self._ask_later(row)
+                return False
         self._send(row, client)
         return False
 
@@ -324,6 +396,8 @@ class BatchRun(Run):
     def _ask_later(self, row: Row) -> None:
         asked: Asked = row.owner
         asked.repairs = row.repairs
+        if asked.ticket is not None:
+            self._book(asked, None)
         self._todo.append(asked)
         if len(self._todo) > self._engine.lanes:
             self._keeps_up.clear()
@@ -356,7 +430,10 @@ class BatchRun(Run):
             begun=asked.answer,
             wrong=asked.wrong,
             repaired=asked.repairs,
+            account=self._account(asked),
         )
+        if self.stopped and isinstance(asked.answer.error, BudgetExceeded):
+            return
         self._settle(asked)
         cause = self._engine.authority.cause
         if cause is not None and not self.stopped:
@@ -384,6 +461,7 @@ class BatchRun(Run):
 
     def _finish(self, item: Item, result: Result) -> None:
         del self._pending[item.work.index]
+        self._accounts.pop(item.work.index, None)
         self._count(result)
         if len(self._ready) > _UNREAD:
             self._consumed.clear()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from scaleinfer._answers import Answer, Keeper, ask, joint_result, single_result
 from scaleinfer._identity import content_key, identity_of, item_key, own_key
 from scaleinfer.data import END
-from scaleinfer.engine import Gate, Window, item_purse
+from scaleinfer.engine import Bill, Gate, Window, item_purse
 from scaleinfer.errors import (
     BudgetExceeded,
     EndpointError,
@@ -120,6 +120,7 @@ class Run:
             programs.ask_question = self._asked_by_program
             programs.recorded = journal is not None
         self._spender = None if spending is None else spending.spender
+        self._bill = Bill(Pricer()) if spending is None else spending.bill
         self._accounts: dict[int, Purse] = {}
         if self._spender is not None:
             self._spender.on_close = self._reached_budget

@@ -25,6 +25,7 @@ from scaleinfer import (
 )
 from scaleinfer.batch import Batch
 from scaleinfer.journal import Journal, Manifest, list_runs, read_attempts, read_results, verify
+from scaleinfer.prices import Price
 from scaleinfer.testing import BatchApi, Fault, RequestView, SimulatedServer
 
 if TYPE_CHECKING:

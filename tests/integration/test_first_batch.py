@@ -152,8 +152,25 @@ async def test_a_token_that_expires_while_a_batch_is_watched(tmp_path: Path) -> 
         paid_once(first, 30)
 
 
+@pytest.mark.parametrize("spoilt", [Fault.truncate, Fault.malformed])
+async def test_a_batch_whose_number_was_lost_on_the_way_is_found(
+    tmp_path: Path, spoilt: Any
+) -> None:
+    lost = spoilt(
+        times=1, everywhere=True, match=lambda view: view.path.endswith("vllm/v1/batches")
+    )
+    async with gateway(BatchApi(seconds=0.1), faults=[lost]) as first:
+        mode = Batch(folder=tmp_path, poll_s=POLL, settle_s=1.0)
+        results = await parallel_map(
+            range(20), "Is {}?", backend=backend(first), mode=mode, progress=False
+        )
+        assert len(results.ok) == 20
+        assert first.ledger.other_paths["/resource_server/sophia/vllm/v1/batches"] == 1
+        paid_once(first, 20)
+
+
 async def test_a_batch_that_fails_with_its_job_is_asked_again(tmp_path: Path) -> None:
-    # It has failed before a third of its rows; the rest goes online.
+    # A third of its rows were done: they lie in its folder, and are not asked again.
     async with gateway(BatchApi(seconds=3.0, expires_s=1.0)) as first:
         mode = Batch(folder=tmp_path, poll_s=POLL, leftovers="online")
         results = await parallel_map(
@@ -162,6 +179,8 @@ async def test_a_batch_that_fails_with_its_job_is_asked_again(tmp_path: Path) ->
         assert len(results.ok) == 30
         assert first.refused["batch failed"] >= 1
         assert {result.batch for result in results.ok[-3:]} == {None}
+        assert {result.batch for result in results.ok[:3]} != {None}
+        paid_once(first, 30)
 
 
 async def test_a_folder_that_was_not_named() -> None:

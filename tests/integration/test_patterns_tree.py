@@ -11,14 +11,14 @@ from pydantic import BaseModel
 
 from scaleinfer import ConfigError, PromptError, parallel_map
 from scaleinfer.errors import Permanent
-from scaleinfer.patterns._tree import tree_reduce
+from scaleinfer.patterns import tree_reduce
 from scaleinfer.testing import Fault, SimulatedServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from scaleinfer.patterns._tree import TreeResult
+    from scaleinfer.patterns import TreeResult
     from scaleinfer.testing import RequestView
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]

@@ -70,6 +70,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("observe",),
     ("data",),
     ("prices",),
+    ("policy",),
     ("structured",),
     ("requests", "results"),
     ("errors",),

@@ -25,7 +25,7 @@ from scaleinfer.backends._request_body import BodyWriter
 from scaleinfer.errors import ConfigError, EndpointError, Permanent, RateLimited, Transient
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
     from scaleinfer.backends._batch_base import BatchAnswer, BatchPhase, Fetch, Stage
     from scaleinfer.backends.openai import OpenAIBackend
@@ -220,15 +220,30 @@ class FirstBatches(BatchBackend):
 
     async def find(self, token: str) -> str | None:
         """Look through the user's batches for the input file; see `BatchBackend.find`."""
+        for name, path in await self._listed():
+            if posixpath.basename(path) == f"{token}.jsonl":
+                return name
+        return None
+
+    async def _folder_of(self, batch: str) -> str:
+        """Return the folder of a batch's output; empty if it is not listed."""
+        for name, path in await self._listed():
+            if name == batch:
+                return f"{path.removesuffix('.jsonl')}.out"
+        return ""
+
+    async def _listed(self) -> list[tuple[str, str]]:
+        """Return the name and the input file of each of the user's batches."""
         listed = await self._routes.get("/v1/batches")
         if isinstance(listed, dict):
             listed = next((value for value in listed.values() if isinstance(value, list)), [])
+        found = []
         for batch in listed if isinstance(listed, list) else ():
             path = batch.get("input_file") if isinstance(batch, dict) else None
-            if isinstance(path, str) and posixpath.basename(path) == f"{token}.jsonl":
-                name = batch.get("batch_id") or batch.get("id")
-                return None if name is None else str(name)
-        return None
+            name = (batch.get("batch_id") or batch.get("id")) if isinstance(path, str) else None
+            if isinstance(path, str) and name is not None:
+                found.append((str(name), path))
+        return found
 
     async def poll(self, batch: str) -> BatchState:
         """Ask for the batch's status; see `BatchBackend.poll`."""
@@ -250,7 +265,15 @@ class FirstBatches(BatchBackend):
         return BatchState(phase)
 
     async def fetch(self, batch: str, state: BatchState) -> AsyncGenerator[list[BatchAnswer], None]:
-        """Fetch the results file from the cluster; see `BatchBackend.fetch`."""
+        """Fetch the results file from the cluster; see `BatchBackend.fetch`.
+
+        Of a failed batch the gateway tells none. Where the client sees the folder, what the job
+        had written there is taken all the same.
+        """
+        if state.phase == "failed" and self._fetch is _read:
+            for data in await asyncio.to_thread(_left_behind, await self._folder_of(batch)):
+                for chunk in self._answers(data, batch):
+                    yield chunk
         if state.phase != "completed":
             return
         path = _results_file(await self._routes.get(f"/v1/batches/{batch}/result"))
@@ -268,9 +291,11 @@ class FirstBatches(BatchBackend):
             raise Transient(
                 f"fetching {path} failed: {type(error).__name__}: {error}", endpoint=self.endpoint
             ) from error
-        answers = answers_in(data, endpoint=self.endpoint, batch=batch, model=self._model)
-        for chunk in chunks_of(answers):
+        for chunk in self._answers(data, batch):
             yield chunk
+
+    def _answers(self, data: bytes, batch: str) -> Iterator[list[BatchAnswer]]:
+        return chunks_of(answers_in(data, endpoint=self.endpoint, batch=batch, model=self._model))
 
     async def cancel(self, batch: str) -> None:
         """Do nothing: FIRST cannot cancel a batch."""
@@ -342,6 +367,12 @@ def _write(data: bytes, path: str) -> None:
 
 def _read(path: str) -> bytes:
     return Path(path).read_bytes()
+
+
+def _left_behind(folder: str) -> list[bytes]:
+    """Return the results that a job which has ended early left in its folder."""
+    found = sorted(Path(folder).glob("*results.jsonl")) if folder else []
+    return [path.read_bytes() for path in found]
 
 
 def _code(error: EndpointError) -> str:

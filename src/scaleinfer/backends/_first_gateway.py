@@ -19,7 +19,7 @@ from scaleinfer.backends._first_limits import FirstLimits, RequestShare, Turns
 from scaleinfer.backends._first_listing import KNOWN, Route, jobs_of, limits_of, routes_of
 from scaleinfer.backends._globus_tokens import GivenToken, GlobusTokens, TokenSource
 from scaleinfer.backends._wire import WireError, open_wire
-from scaleinfer.errors import EndpointError, Permanent
+from scaleinfer.errors import EndpointError, Permanent, Transient
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -171,12 +171,15 @@ class Gateway:
         Raises:
             EndpointError: It refused, or there was no answer; what was sent may have been done.
         """
-        wire = self._on_this_loop().wire
-        assert wire is not None, "the gateway is not open"
         url, data = f"{self.url}{path}", orjson.dumps(body)
-        return await self._json(
-            url, lambda head: wire.post(url, data, head, _POST_TIMEOUT), _JSON_BODY
-        )
+        # A connection of its own: one that is kept may be found closed, and sent over again.
+        wire = open_wire(self.url, kind=self._wire_kind)
+        try:
+            return await self._json(
+                url, lambda head: wire.post(url, data, head, _POST_TIMEOUT), _JSON_BODY
+            )
+        finally:
+            await wire.aclose()
 
     async def _json(
         self,
@@ -199,6 +202,8 @@ class Gateway:
         try:
             return orjson.loads(response.body)
         except orjson.JSONDecodeError:
+            if headers:
+                raise Transient(f"{url} did not answer with JSON.", endpoint=url) from None
             raise self._not_ours(url, "it is no JSON") from None
 
     async def routes(self, *, max_age_s: float = _LISTING_FRESH_S) -> list[Route]:

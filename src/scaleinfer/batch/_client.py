@@ -89,7 +89,7 @@ class BatchClient:
         self._waiting = Waiting()
         self._next: Submission | None = None
         self._hold = 0.0
-        self._ended = self._flush = False
+        self._ended = self._flush = self._now = False
         self._wake = asyncio.Event()
         self._has_room = asyncio.Event()
         self._has_room.set()
@@ -136,6 +136,15 @@ class BatchClient:
     async def room(self) -> None:
         """Wait until more rows from the input can be taken."""
         await self._has_room.wait()
+
+    def awaits(self, row: Row) -> bool:
+        """Return whether the row is in a batch of an earlier run."""
+        return self._waiting.has(row)
+
+    def flush(self) -> None:
+        """Submit what was gathered, full or not: whoever adds rows waits for what lands."""
+        self._now = True
+        self._wake.set()
 
     def end_input(self) -> None:
         """No more rows come from the input."""
@@ -258,9 +267,10 @@ class BatchClient:
     def _take(self) -> Submission | None:
         # What batches left over is gathered until none is open; what the input left, at once.
         awaited = any(sent.rows for sent in self._waiting.open)
-        pack = self._packer.take(rest=self._ended and (self._flush or not awaited))
+        over = self._ended and (self._flush or not awaited)
+        pack = self._packer.take(rest=self._now or over)
         if pack is None:
-            self._flush = False
+            self._flush = self._now = False
         if self._packer.waiting < _ROOM * self._packer.max_rows:
             self._has_room.set()
         return None if pack is None else Submission(pack)

@@ -72,6 +72,10 @@ class Waiting:
         self.open.append(sent)
         self._by_slot.update(dict.fromkeys(sent.slots, sent))
 
+    def has(self, row: Row) -> bool:
+        """Return whether a row is in a batch that is open, or its answer is here already."""
+        return row.slot in self._early or row.slot in self._by_slot
+
     def attach(self, row: Row) -> bool:
         """Let a row wait for the batch that it is in; False if it is in none."""
         early = self._early.pop(row.slot, None)

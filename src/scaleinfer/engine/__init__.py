@@ -29,7 +29,7 @@ from scaleinfer.engine._retry import (
     WaitFor,
 )
 from scaleinfer.engine._router import Router
-from scaleinfer.engine._spender import Spender
+from scaleinfer.engine._spender import Spender, Ticket
 from scaleinfer.engine._token_bounds import TokenBounds
 from scaleinfer.engine._window import Window
 
@@ -62,6 +62,7 @@ __all__ = [
     "Router",
     "Spend",
     "Spender",
+    "Ticket",
     "TokenBounds",
     "WaitFor",
     "Window",

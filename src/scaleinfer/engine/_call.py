@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from scaleinfer.engine._pool import Want
     from scaleinfer.engine._purse import Purse
     from scaleinfer.engine._spender import Ticket
+    from scaleinfer.policy import Audience
     from scaleinfer.requests import Request
     from scaleinfer.results import Completion
 
@@ -47,6 +48,7 @@ class Call:
         started: Unix time then.
         superseded: True if a second copy answered it; what became of it has been told.
         account: What its item may use.
+        audience: Who may see it, if not everybody.
         ticket: What is reserved for it.
         used: What it has used, once that is known.
         cost_usd: What it cost; `None` if no price is known.
@@ -61,6 +63,7 @@ class Call:
     started: float = 0.0
     superseded: bool = False
     account: Purse | None = None
+    audience: Audience | None = None
     ticket: Ticket | None = None
     used: Spend | None = None
     cost_usd: float | None = None

@@ -168,7 +168,8 @@ class Copies:
 
     def _send(self, running: _Running) -> bool:
         """Send a second copy if there is a place for it and the budget allows it."""
-        want = Want(avoid=(running.call.endpoint,))
+        audience = running.call.audience
+        want = Want(avoid=(running.call.endpoint,), audience=audience)
         place = self._pool.enter_nowait(want)
         if place is None:
             return False
@@ -176,7 +177,7 @@ class Copies:
             self._pool.unused(place)
             return False
         first = running.call
-        call = Call(first.request, first.number + 1, first.attempted, place)
+        call = Call(first.request, first.number + 1, first.attempted, place, audience=audience)
         if self._payment is not None and not self._payment.reserve_copy(call):
             self._pool.unused(place)
             return False

@@ -24,6 +24,7 @@ from scaleinfer.engine._retry import (
 )
 from scaleinfer.engine._sharing import Sharing
 from scaleinfer.errors import EndpointError, SchemaError, WorkerLost
+from scaleinfer.policy import withheld
 from scaleinfer.results import Attempt, Completion, Usage
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from scaleinfer.engine._purse import Purse
     from scaleinfer.engine._retry import Retry, Track
     from scaleinfer.engine._spender import Spender
+    from scaleinfer.policy import Audience
     from scaleinfer.requests import Request
 
     Settle = Callable[[Completion], Awaitable[bool | None]]
@@ -234,6 +236,7 @@ class Engine:
         settle: Settle | None = None,
         affinity: int | None = None,
         account: Purse | None = None,
+        audience: Audience | None = None,
     ) -> Coroutine[Any, Any, Completion]:
         """Make a request and return its answer, once awaited.
 
@@ -245,16 +248,25 @@ class Engine:
                 it raises goes to the caller.
             affinity: Group of requests that share a prompt prefix.
             account: What its item may use.
+            audience: Who may see it: other endpoints do not exist for it, and it goes together
+                with nothing that others may see. `None` for everybody.
 
         Raises:
             EndpointError: The request was given up.
             BudgetExceeded: It cannot be paid for.
+            ConfigError: No endpoint may see it.
         """
+        if audience is not None and not audience.restricted:
+            audience = None
+        if audience is not None and not self._pool.admits(audience):
+            raise audience.refusal(one.name for one in self._pool.endpoints if not one.left)
         if self._packer is not None and request.messages is None:
-            return self._pack(self._packer, request, attempted, number, settle, account)
+            return self._pack(self._packer, request, attempted, number, settle, account, audience)
         if self._sharing is None or not _deterministic(request):
-            return self._call(request, attempted, number, settle, affinity, account)
-        return self._share(self._sharing, request, attempted, number, settle, affinity, account)
+            return self._call(request, attempted, number, settle, affinity, account, audience)
+        return self._share(
+            self._sharing, request, attempted, number, settle, affinity, account, audience
+        )
 
     async def _share(  # noqa: PLR0917 - the inside of `call`
         self,
@@ -265,6 +277,7 @@ class Engine:
         settle: Settle | None,
         affinity: int | None,
         account: Purse | None,
+        audience: Audience | None,
     ) -> Completion:
         unfit: list[SchemaError] = []
 
@@ -279,8 +292,11 @@ class Engine:
             return not unfit
 
         completion, led = await sharing.call(
-            request.digest(),
-            lambda: self._call(request, attempted, number, settle_ours, affinity, account),
+            # What others may see is another question, though it be the same in words.
+            request.digest() + (b"" if audience is None else audience.label.encode()),
+            lambda: self._call(
+                request, attempted, number, settle_ours, affinity, account, audience
+            ),
         )
         if unfit:
             raise unfit[0]
@@ -302,6 +318,7 @@ class Engine:
         number: int,
         settle: Settle | None,
         account: Purse | None,
+        audience: Audience | None,
     ) -> Completion:
         """Ask together with others.
 
@@ -310,18 +327,21 @@ class Engine:
         """
         track, most = None, packer.most
         while True:
-            call = Call(request, number + 1, attempted, account=account)
+            call = Call(request, number + 1, attempted, account=account, audience=audience)
             try:
                 completion = await self._packed(call, packer, most)
                 break
             except EndpointError as error:
                 call.failed(error.endpoint, error)
-                track = await self._failed(error, call, ANYWHERE, track)
+                want = ANYWHERE if audience is None else Want(audience=audience)
+                track = await self._failed(error, call, want, track)
                 number = call.number
                 if error.reached and not isinstance(error, COME_BACK_LATER):
                     most = most // _SMALLER or 1
             if request.input is None:
-                return await self._call(request, attempted, number, settle, None, account)
+                return await self._call(
+                    request, attempted, number, settle, None, account, audience
+                )
         call.endpoint = self._packed_at.pop(id(completion))
         endpoint = self._backends[call.endpoint].endpoint
         call.answered(endpoint, completion, time.monotonic() - call.began)
@@ -339,7 +359,7 @@ class Engine:
             await payment.reserve(call, requests=0)
         call.began, call.started = time.monotonic(), time.time()
         try:
-            completion = await packer.call(call.request, most=most)
+            completion = await packer.call(call.request, most=most, audience=call.audience)
             if payment is not None:
                 backend = self._backends[self._packed_at[id(completion)]]
                 payment.answered(call, backend, completion, packed=True)
@@ -355,21 +375,26 @@ class Engine:
                     call.used = call.used._replace(requests=0)
                 payment.settle(call)
 
-    async def _deliver(self, requests: Sequence[Request]) -> list[Completion | EndpointError]:
+    async def _deliver(
+        self, requests: Sequence[Request], audience: Audience | None
+    ) -> list[Completion | EndpointError]:
         """Make one call for several requests, if the budget has room for one."""
         spender = self._spender
         if spender is None:
-            return await self._send_pack(requests)
+            return await self._send_pack(requests, audience)
         await spender.reserve_call()
         try:
-            return await self._send_pack(requests)
+            return await self._send_pack(requests, audience)
         finally:
             spender.settle_call()
 
-    async def _send_pack(self, requests: Sequence[Request]) -> list[Completion | EndpointError]:
+    async def _send_pack(
+        self, requests: Sequence[Request], audience: Audience | None
+    ) -> list[Completion | EndpointError]:
         """Make one call for several requests; it takes one place."""
         pool = self._pool
-        want = Want(sum(map(_expected_tokens, requests)) if self._rated else 0)
+        tokens = sum(map(_expected_tokens, requests)) if self._rated else 0
+        want = Want(tokens, audience=audience)
         place = pool.enter_nowait(want)
         if place is None:
             place = await pool.enter(want, self._priority)
@@ -409,8 +434,9 @@ class Engine:
         settle: Settle | None,
         affinity: int | None,
         account: Purse | None,
+        audience: Audience | None,
     ) -> Completion:
-        want = self._want(request, affinity)
+        want = self._want(request, affinity, audience)
         if self._own_names and request.model == self._model:
             request = replace(request, model=None)
         deadline = self._retry.deadline
@@ -420,7 +446,7 @@ class Engine:
             timeout = self._retry.timeout
             if track is not None:
                 timeout = track.timeout(time.monotonic())
-            call = Call(request, number, attempted, account=account)
+            call = Call(request, number, attempted, account=account, audience=audience)
             try:
                 if self._budgeted is None:
                     return await self._attempt(call, want, settle, timeout)
@@ -438,10 +464,12 @@ class Engine:
         Raises:
             EndpointError: It was given up.
         """
-        self.last_error = error
+        self.last_error = error if want.audience is None else _withheld(error)
         now = time.monotonic()
         track = track or self.authority.track(now)
-        elsewhere = self._several and self._pool.has_other({*want.avoid, call.endpoint})
+        elsewhere = self._several and self._pool.has_other(
+            {*want.avoid, call.endpoint}, want.audience
+        )
         decision: GiveUp | WaitFor | None = track.failed(error, now, elsewhere=elsewhere)
         while decision is not None:
             if isinstance(decision, GiveUp):
@@ -464,18 +492,18 @@ class Engine:
             self._waiting -= 1
             self.waits.retry += seconds
 
-    def _want(self, request: Request, affinity: int | None) -> Want:
-        if not self._several and not self._rated:
+    def _want(self, request: Request, affinity: int | None, audience: Audience | None) -> Want:
+        if not self._several and not self._rated and audience is None:
             return ANYWHERE
         tokens = _expected_tokens(request) if self._rated else 0
-        return Want(tokens, affinity if self._several else None, (), self.unasked)
+        return Want(tokens, affinity if self._several else None, (), self.unasked, audience)
 
     def _want_after(self, want: Want, failed: int) -> Want:
         """Return what a request wants once an endpoint has failed it."""
         if not self._several:
             return want
         avoid = (*want.avoid, failed)
-        if not self._pool.has_other(set(avoid)):
+        if not self._pool.has_other(set(avoid), want.audience):
             avoid = (failed,)
         return replace(want, avoid=avoid, remaining=self.unasked)
 
@@ -604,6 +632,13 @@ class Engine:
     def hedged(self) -> int:
         """Second copies that were sent."""
         return 0 if self._copies is None else self._copies.sent
+
+
+def _withheld(error: EndpointError) -> EndpointError:
+    """Return an error of a request that not everybody may see, for displays and logs."""
+    told = withheld(error)
+    assert isinstance(told, EndpointError)
+    return told
 
 
 def _deterministic(request: Request) -> bool:

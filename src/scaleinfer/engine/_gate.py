@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 _DEPTH = 8
 """Waiters that are asked for when a place is free; the first may want none of those there are."""
+_LOOK_PAST = 512
+"""Waiters of a group that has just been refused, past which others are looked for."""
 
 
 class Gate(Generic[W, T]):
@@ -28,13 +30,20 @@ class Gate(Generic[W, T]):
     Args:
         take: Takes a place for a caller and returns it; `None` if there is none for it now.
         has_room: False if there is no place for anybody; saves asking `take` in vain.
+        group: What callers that want the same few places have in common; `None` of one that may
+            have any. Where one of a group is refused, the others are not asked for.
     """
 
     def __init__(
-        self, take: Callable[[W], T | None], *, has_room: Callable[[], bool] | None = None
+        self,
+        take: Callable[[W], T | None],
+        *,
+        has_room: Callable[[], bool] | None = None,
+        group: Callable[[W], object | None] | None = None,
     ) -> None:
         self._take = take
         self._has_room = has_room
+        self._group = group
         self._lines: dict[int, OrderedDict[asyncio.Future[T], W]] = {}
         self._ranks: list[int] = []
         self._waiting = 0
@@ -82,13 +91,20 @@ class Gate(Generic[W, T]):
 
     def _advance(self) -> bool:
         """Serve one of the first waiters; return False if there is no place for any of them."""
-        asked = 0
+        asked = passed = 0
         refused: W | None = None
+        groups: list[object] = []
         for rank in self._ranks:
             for place, info in self._lines[-rank].items():
                 if place.cancelled():
                     self._remove(place, -rank)
                     return True
+                group = None if self._group is None else self._group(info)
+                if group is not None and group in groups:
+                    passed += 1
+                    if passed == _LOOK_PAST:
+                        return False
+                    continue
                 # Those that want the very same get the very same answer.
                 if asked == 0 or info is not refused:
                     taken = self._take(info)
@@ -97,6 +113,8 @@ class Gate(Generic[W, T]):
                         place.set_result(taken)
                         return True
                     refused = info
+                    if group is not None:
+                        groups.append(group)
                 asked += 1
                 if asked == _DEPTH:
                     return False

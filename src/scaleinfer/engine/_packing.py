@@ -14,6 +14,7 @@ from scaleinfer.requests import plain
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from scaleinfer.policy import Audience
     from scaleinfer.requests import Request
     from scaleinfer.results import Completion
 
@@ -23,10 +24,11 @@ __all__ = ["Packer"]
 class _Pack:
     """Requests that go out together."""
 
-    __slots__ = ("most", "places", "requests", "task", "timer")
+    __slots__ = ("audience", "most", "places", "requests", "task", "timer")
 
-    def __init__(self, timer: asyncio.Handle, most: int) -> None:
+    def __init__(self, timer: asyncio.Handle, most: int, audience: Audience | None) -> None:
         self.most = most
+        self.audience = audience
         self.requests: list[Request] = []
         self.places: list[asyncio.Future[Completion]] = []
         self.timer = timer
@@ -41,13 +43,13 @@ class _Pack:
 class Packer:
     """Gathers requests that wait at the same time and sends them in one call.
 
-    Plain completions, or texts to be embedded, of the same sampling, model and schema go
-    together; anything else (chat, several answers to one prompt) is sent by itself. Belongs to
+    Plain completions, or texts to be embedded, of the same sampling, model and schema that the
+    same endpoints may see go together; anything else (chat, several answers to one prompt) is sent by itself. Belongs to
     one event loop.
 
     Args:
-        send: Makes the call; returns one outcome for each request, in order. What it raises
-            is the outcome of each.
+        send: Makes the call, given the requests and who may see them; returns one outcome for
+            each request, in order. What it raises is the outcome of each.
         most: Requests in one call at most.
         linger: Seconds to wait for more; 0 gathers those that come in the same turn of the
             event loop.
@@ -61,7 +63,9 @@ class Packer:
 
     def __init__(
         self,
-        send: Callable[[list[Request]], Awaitable[Sequence[Completion | EndpointError]]],
+        send: Callable[
+            [list[Request], Audience | None], Awaitable[Sequence[Completion | EndpointError]]
+        ],
         *,
         most: int,
         linger: float = 0.0,
@@ -74,7 +78,9 @@ class Packer:
         self._gathering: dict[bytes, _Pack] = {}
         self._sent: set[asyncio.Task[None]] = set()
 
-    async def call(self, request: Request, *, most: int | None = None) -> Completion:
+    async def call(
+        self, request: Request, *, most: int | None = None, audience: Audience | None = None
+    ) -> Completion:
         """Send a request with others and return its own answer.
 
         Cancelling it leaves the others alone; the call is ended once all are gone.
@@ -82,15 +88,16 @@ class Packer:
         Args:
             request: What to ask.
             most: Requests in its call at most, if fewer.
+            audience: Who may see it, if not everybody.
 
         Raises:
             EndpointError: What became of this request.
         """
         most = self.most if most is None else min(most, self.most)
-        group = self._group(request, most)
+        group = self._group(request, most, audience)
         pack = self._gathering.get(group) if group else None
         if pack is None:
-            pack = self._open(group, most)
+            pack = self._open(group, most, audience)
         place: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         pack.requests.append(request)
         pack.places.append(place)
@@ -105,25 +112,26 @@ class Packer:
                 self._drop(group, pack)
             raise
 
-    def _group(self, request: Request, most: int) -> bytes:
+    def _group(self, request: Request, most: int, audience: Audience | None) -> bytes:
         """Return what requests of one pack have in common; empty for one that goes alone."""
         sampling = request.sampling
         if request.messages is not None or most == 1 or (sampling.n or 1) > 1:
             return b""
         embed = request.input is not None
+        label = None if audience is None else audience.label
         return orjson.dumps(
-            [sampling.to_body(), request.schema, request.model, embed, most],
+            [sampling.to_body(), request.schema, request.model, embed, most, label],
             default=plain,
             option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS,
         )
 
-    def _open(self, group: bytes, most: int) -> _Pack:
+    def _open(self, group: bytes, most: int, audience: Audience | None) -> _Pack:
         loop = asyncio.get_running_loop()
         if self._linger > 0:
             timer: asyncio.Handle = loop.call_later(self._linger, self._close_gathered, group)
         else:
             timer = loop.call_soon(self._close_gathered, group)
-        pack = _Pack(timer, most)
+        pack = _Pack(timer, most, audience)
         if group:
             self._gathering[group] = pack
         return pack
@@ -158,7 +166,7 @@ class Packer:
         if not wanted:
             return
         try:
-            outcomes = await self._send([request for request, _ in wanted])
+            outcomes = await self._send([request for request, _ in wanted], pack.audience)
         except asyncio.CancelledError:
             for _, place in wanted:
                 place.cancel()

@@ -46,7 +46,7 @@ class Payment:
         """
         if self.spender is not None:
             call.ticket = await self.spender.reserve(
-                call.request, self._asked(call), self._backends, call.account, requests
+                call.request, self._asked(call), self._backends, call.account, requests=requests
             )
 
     def reserve_copy(self, call: Call) -> bool:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from scaleinfer.backends._base import Backend
     from scaleinfer.engine._rate_limit import RateLimit
+    from scaleinfer.policy import Audience
 
 __all__ = ["ANYWHERE", "Pool", "Want", "endpoint_of", "pool_of"]
 
@@ -52,12 +53,14 @@ class Want:
         affinity: Group of calls that share a prompt prefix.
         avoid: Endpoints that have just failed it.
         remaining: Items left in the run, if that is known.
+        audience: Who may see it, if not everybody.
     """
 
     tokens: int = 0
     affinity: int | None = None
     avoid: tuple[int, ...] = ()
     remaining: int | None = None
+    audience: Audience | None = None
 
 
 ANYWHERE = Want()
@@ -101,7 +104,9 @@ class Pool:
         self._members: dict[int, Backend] = {}
         self._first_member = len(endpoints)
         self._limit, self._limit_until = 0, -math.inf
-        self._gate: Gate[Want, int] = Gate(self._take, has_room=self._has_room)
+        self._gate: Gate[Want, int] = Gate(
+            self._take, has_room=self._has_room, group=lambda want: want.audience
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._loop = weakref.ref(loop)
@@ -201,14 +206,25 @@ class Pool:
         """Calls that wait for a place."""
         return self._gate.waiting
 
-    def has_other(self, than: set[int]) -> bool:
-        """True if there is an endpoint that is none of these and takes calls."""
+    def admits(self, audience: Audience) -> bool:
+        """True if an endpoint may see what is for this audience only, or there is none yet."""
+        there = [endpoint for endpoint in self.endpoints if not endpoint.left]
+        return any(audience.admits(one.name) for one in there) or (self.growing and not there)
+
+    def has_other(self, than: set[int], audience: Audience | None = None) -> bool:
+        """True if there is an endpoint that is none of these and takes calls.
+
+        Args:
+            than: These.
+            audience: Those who may see the request, if not everybody.
+        """
         now = time.monotonic()
         return any(
             number not in than
             and not endpoint.left
             and endpoint.limiter.limit > 0
             and endpoint.breaker.allows(now)
+            and (audience is None or audience.admits(endpoint.name))
             for number, endpoint in enumerate(self.endpoints)
         )
 
@@ -239,6 +255,7 @@ class Pool:
             affinity=want.affinity,
             avoid=want.avoid,
             remaining=want.remaining,
+            audience=want.audience,
         )
         if chosen is None:
             self._wake_later(now)

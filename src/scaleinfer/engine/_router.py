@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
 
     from scaleinfer.engine._endpoint import Endpoint, EndpointStatistics
+    from scaleinfer.policy import Audience
 
 __all__ = ["Router"]
 
@@ -131,6 +132,7 @@ class Router:
         affinity: int | None = None,
         avoid: Container[int] = (),
         remaining: int | None = None,
+        audience: Audience | None = None,
     ) -> int | None:
         """Return the index of the endpoint that should get a call, `None` if it must wait.
 
@@ -144,24 +146,27 @@ class Router:
                 can be expected to take it within seconds.
             remaining: Calls that are still to be started, this one included, if known. Near
                 the end a slow endpoint gets no call that the others would finish before it.
+            audience: Those who may see the call, if not everybody; the others do not exist for it.
         """
         only = self._only
         if only is not None:
-            return 0 if only.has_room(now) else None
+            return 0 if _admitted(only, audience) and only.has_room(now) else None
         while self._due and self._due[0][0] <= now:
             self._wake(*heapq.heappop(self._due))
         self._look_again = -math.inf
         end = math.inf if remaining is None else self._end(remaining)
-        chosen = self._least_loaded(now, avoid, end)
+        chosen = self._least_loaded(now, avoid, end, audience)
         if chosen is None:
             if not avoid or any(
-                endpoint.index not in avoid and _usable(endpoint, now)
+                endpoint.index not in avoid
+                and _usable(endpoint, now)
+                and _admitted(endpoint, audience)
                 for endpoint in self.endpoints
             ):
                 return None
-            chosen = self._least_loaded(now, (), math.inf)
+            chosen = self._least_loaded(now, (), math.inf, audience)
         elif affinity is not None:
-            chosen = self._home(affinity, chosen, now, avoid)
+            chosen = self._home(affinity, chosen, now, avoid, audience)
         return None if chosen is None else chosen.index
 
     def wake_at(self, now: float) -> float | None:
@@ -186,7 +191,9 @@ class Router:
         """Return where each endpoint stands."""
         return [endpoint.statistics() for endpoint in self.endpoints]
 
-    def _least_loaded(self, now: float, avoid: Container[int], end: float) -> Endpoint | None:
+    def _least_loaded(
+        self, now: float, avoid: Container[int], end: float, audience: Audience | None
+    ) -> Endpoint | None:
         free = self._free
         for _ in range(_ROUNDS):
             many = len(free)
@@ -194,22 +201,29 @@ class Router:
                 break
             draw = self._random.random
             sample = [free[int(draw() * many)] for _ in range(_LOOK_AT)]
-            chosen = self._least_of(sample, now, avoid, end)
+            chosen = self._least_of(sample, now, avoid, end, audience)
             if chosen is not None:
                 return chosen
-        chosen = self._least_of(free, now, avoid, end)
+        chosen = self._least_of(free, now, avoid, end, audience)
         if chosen is None and self._late:
-            return self._instead_of_waiting(self._late, now, end)
+            return self._instead_of_waiting(self._late, now, end, audience)
         return chosen
 
     def _least_of(
-        self, endpoints: Iterable[Endpoint], now: float, avoid: Container[int], end: float
+        self,
+        endpoints: Iterable[Endpoint],
+        now: float,
+        avoid: Container[int],
+        end: float,
+        audience: Audience | None,
     ) -> Endpoint | None:
         chosen: Endpoint | None = None
         turns = clearly = near = least = math.inf
         full: list[Endpoint] = []
         self._late = []
         for endpoint in endpoints:
+            if audience is not None and not audience.admits(endpoint.name):
+                continue
             score = endpoint.score(now)
             if score >= clearly and (score >= near or endpoint.turns >= turns):
                 continue
@@ -226,16 +240,25 @@ class Router:
             self._park(endpoint, endpoint.wake_at(now))
         return chosen
 
-    def _home(self, affinity: int, least: Endpoint, now: float, avoid: Container[int]) -> Endpoint:
+    def _home(
+        self,
+        affinity: int,
+        least: Endpoint,
+        now: float,
+        avoid: Container[int],
+        audience: Audience | None,
+    ) -> Endpoint:
         own = self.endpoints[self.home(affinity)]
         if own is least:
             return own
         bound = _HOME_FACTOR * least.score(now) + _HOME_CALLS * least.seconds(now) / least.weight
-        if _takes_in(own, bound, now, avoid):
+        if _admitted(own, audience) and _takes_in(own, bound, now, avoid):
             return own
         # The next on the ring, so that a prefix whose home is busy or gone stays together.
         for index in islice(self._circle().walk(affinity), 1, _HOMES):
             other = self.endpoints[index]
+            if not _admitted(other, audience):
+                continue
             if other is least or _takes_in(other, bound, now, avoid):
                 return other
         return least
@@ -261,10 +284,15 @@ class Router:
         slow = endpoint.seconds(now) > _SLOW * self._traffic.seconds
         return slow and endpoint.latest(now) > end
 
-    def _instead_of_waiting(self, late: list[Endpoint], now: float, end: float) -> Endpoint | None:
+    def _instead_of_waiting(
+        self, late: list[Endpoint], now: float, end: float, audience: Audience | None
+    ) -> Endpoint | None:
         soonest = min(late, key=lambda endpoint: endpoint.latest(now))
         if any(
-            each.calls and not each.left and not self._too_late(each, now, end)
+            each.calls
+            and not each.left
+            and _admitted(each, audience)
+            and not self._too_late(each, now, end)
             for each in self.endpoints
         ):
             # The others may stall, and then no call's end would bring the caller back here.
@@ -306,6 +334,10 @@ def _usable(endpoint: Endpoint, now: float) -> bool:
     if endpoint.left or not endpoint.limiter.limit:
         return False
     return endpoint.breaker.allows(now) and endpoint.rate.ready_at <= now + _SOON_S
+
+
+def _admitted(endpoint: Endpoint, audience: Audience | None) -> bool:
+    return audience is None or audience.admits(endpoint.name)
 
 
 def _takes_in(home: Endpoint, bound: float, now: float, avoid: Container[int]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -110,8 +111,10 @@ class Spender:
         request: Request,
         asked: str | None,
         backends: Sequence[Backend],
-        account: Purse | None,
+        account: Purse | None = None,
+        *,
         requests: int = 1,
+        share: float = 1.0,
     ) -> Ticket:
         """Wait until a call may go.
 
@@ -121,6 +124,7 @@ class Spender:
             backends: Where it may go.
             account: Its item's own purse.
             requests: 0 for one of several requests in a call.
+            share: Of the usual price that is asked: a batch's discount.
 
         Raises:
             BudgetExceeded: It may not.
@@ -129,13 +133,13 @@ class Spender:
             raise copy.copy(self.closed)
         bounds = self._bounds_of(asked)
         bound = bounds.of(request)
-        most = self._most(bound, asked, backends, requests)
+        most = self._most(bound, asked, backends, requests, share)
         if account is None and self._purse.reserve_nowait(most):
             ticket = Ticket(bound, most, asked)
         else:
 
             def measure() -> Most:
-                return self._measured(request, asked, backends, requests)
+                return self._measured(request, asked, backends, requests, share)
 
             ticket = Ticket(bound, NOTHING, asked, account)
             if account is not None:
@@ -168,13 +172,18 @@ class Spender:
         self._purse.settle(_CALL, _CALL)
 
     def reserve_nowait(
-        self, request: Request, asked: str | None, backends: Sequence[Backend]
+        self,
+        request: Request,
+        asked: str | None,
+        backends: Sequence[Backend],
+        *,
+        share: float = 1.0,
     ) -> Ticket | None:
         """Reserve for a call that nobody needs; `None` if it does not fit now."""
         if self.closed is not None:
             return None
         bound = self._bounds_of(asked).of(request)
-        most = self._most(bound, asked, backends, 1)
+        most = self._most(bound, asked, backends, 1, share)
         if not self._purse.reserve_nowait(most):
             return None
         ticket = Ticket(bound, most, asked)
@@ -343,23 +352,33 @@ class Spender:
         finally:
             self._vouching = None
 
-    def _measured(
-        self, request: Request, asked: str | None, backends: Sequence[Backend], requests: int
+    def _measured(  # noqa: PLR0917 - as `reserve`
+        self,
+        request: Request,
+        asked: str | None,
+        backends: Sequence[Backend],
+        requests: int,
+        share: float,
     ) -> Most:
         bounds = self._bounds_of(asked)
         bound = bounds.of(request)
         close = bound._replace(prompt=bound.tight_prompt, answer=bound.tight_answer)
         least = None
         if not (bounds.knows_answers or bounds.capped(request)):
-            least = self._most(close._replace(answer=1), asked, backends, requests)
+            least = self._most(close._replace(answer=1), asked, backends, requests, share)
         return Most(
-            self._most(bound, asked, backends, requests),
-            self._most(close, asked, backends, requests),
+            self._most(bound, asked, backends, requests, share),
+            self._most(close, asked, backends, requests, share),
             least,
         )
 
-    def _most(
-        self, bound: Bound, asked: str | None, backends: Sequence[Backend], requests: int
+    def _most(  # noqa: PLR0917 - as `reserve`
+        self,
+        bound: Bound,
+        asked: str | None,
+        backends: Sequence[Backend],
+        requests: int,
+        share: float,
     ) -> Spend:
         """Return what a call of so many tokens costs at the most."""
         rates = self._rates(asked, backends)
@@ -371,6 +390,8 @@ class Spender:
                 usage = Usage(bound.prompt, bound.answer, 0, requests)
                 price = self._bill.pricer.cost
                 pico = max(price(one, asked or one.model, None, usage) or 0 for one in backends)
+            if share != 1.0:
+                pico = math.ceil(pico * share)
         return Spend(bound.prompt + bound.answer, requests, pico)
 
 

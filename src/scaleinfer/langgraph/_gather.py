@@ -39,7 +39,8 @@ def gather_node(
     the rest.
 
     ```python
-    builder.add_node("summarise", gather_node(len, items="answers", into="how_many"))
+    node = gather_node(len, items="answers", into="how_many")
+    assert node.invoke({"answers": ["yes", "no"]}) == {"how_many": 2}
     ```
 
     Args:

@@ -90,8 +90,9 @@ def map_node(
     """Return a node that asks a model about every item of a list in the graph's state.
 
     ```python
-    builder = StateGraph(State)
-    builder.add_node("analyse", map_node("Is {name} soluble?", items="molecules", into="answers"))
+    node = map_node("Is {text} soluble?", items="molecules", into="answers")
+    update = await node.ainvoke({"molecules": items})
+    assert all(answer.ok for answer in update["answers"])
     ```
 
     It works in async and sync graphs, and as the target of a `Send`, whose payload is then its

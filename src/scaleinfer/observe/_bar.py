@@ -124,4 +124,7 @@ class BarProgress(Progress):
         if tokens:
             speed = self._token_speed()
             line.append(f", {amount(tokens)} tokens" + (f" ({speed})" if speed else ""), "dim")
+        spent = self._spent()
+        if spent:
+            line.append(f", {spent}", "dim")
         return line

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Self
 
-from scaleinfer.observe._format import amount, duration, one_line, percent, rate
+from scaleinfer.observe._format import amount, duration, money, one_line, percent, rate
 from scaleinfer.observe._rate import Rate
 from scaleinfer.observe._repeats import Repeats
 from scaleinfer.observe._snapshot import Snapshot
@@ -106,16 +106,21 @@ class Progress(ABC):
     def _counts(self) -> list[str]:
         """Return what there is to say besides how many are done; nothing that is zero."""
         now = self._last
+        of = "" if now.limit is None else f"of {now.limit:,} "
         return [
             f"{number:,} {words}"
             for number, words in (
                 (now.failed, "failed"),
-                (now.in_flight, "in flight"),
+                (now.in_flight, f"{of}in flight"),
                 (now.waiting, "waiting to retry"),
                 (now.resumed, "resumed"),
             )
             if number
         ]
+
+    def _spent(self) -> str:
+        cost = self._last.cost_usd
+        return "" if cost is None else f"{money(cost)} spent"
 
     def _reached(self) -> str:
         now = self._last
@@ -143,5 +148,7 @@ def summary_line(snapshot: Snapshot, *, stopped: str | None = None) -> str:
         parts.append(rate(fresh / s.elapsed_s))
     if s.prompt_tokens or s.completion_tokens:
         parts.append(f"{amount(s.prompt_tokens)} + {amount(s.completion_tokens)} tokens")
+    if s.cost_usd is not None:
+        parts.append(money(s.cost_usd))
     end = f"; stopped: {stopped.rstrip('.')}" if stopped else ""
     return f"{s.name or 'scaleinfer'}: {', '.join(parts)}{end}"

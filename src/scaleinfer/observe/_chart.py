@@ -127,9 +127,7 @@ def stack_chart(
     for n, total in enumerate(sums):
         if total:
             said = [f"{c[n]:,.0f} {name}" for name, _, c in series if n < len(c) and c[n]]
-            parts.append(
-                frame.hit(n * width_s, (n + 1) * width_s, [duration(n * width_s), *said])
-            )
+            parts.append(frame.hit(n * width_s, (n + 1) * width_s, [duration(n * width_s), *said]))
     return _figure(title, "".join(parts), [(name, c, False) for name, c, _ in series], note)
 
 
@@ -231,8 +229,9 @@ class _Frame:
         return drawn
 
     def mark(self, mark: Mark) -> str:
+        x, y = self.x(mark.time), self.y(mark.value)
         return (
-            f'<circle class="mark c{mark.colour}" cx="{self.x(mark.time)}" cy="{self.y(mark.value)}"'
+            f'<circle class="mark c{mark.colour}" cx="{x}" cy="{y}"'
             f' r="3.5"><title>{shown(mark.text)}</title></circle>'
         )
 

@@ -33,7 +33,8 @@ class LogProgress(Progress):
             return
         later = [due for due in _FIRST_S if due > now.elapsed_s]
         self._due = later[0] if later else now.elapsed_s + _EVERY_S
-        parts = [self._reached(), *self._counts(), self._speed(), self._token_speed(), self._left()]
+        parts = [self._reached(), *self._counts(), self._speed(), self._token_speed()]
+        parts += [self._spent(), self._left()]
         line = ", ".join(part for part in parts if part)
         phase = "" if now.phase == "running" else f"{now.phase}, "
         self._say(f"{phase}{line} after {duration(now.elapsed_s)}")

@@ -105,6 +105,7 @@ class NotebookProgress(Progress):
         tokens = now.prompt_tokens + now.completion_tokens
         if tokens:
             words += [f"{amount(tokens)} tokens", self._token_speed()]
+        words.append(self._spent())
         return " · ".join(word for word in words if word)
 
 

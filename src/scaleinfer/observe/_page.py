@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scaleinfer.observe._summary import FailureGroup, ResultSummary
     from scaleinfer.results import Result
 
-__all__ = ["Table", "header", "items", "manifest", "failures", "table", "tiles"]
+__all__ = ["Table", "failures", "header", "items", "manifest", "page", "table", "tiles"]
 
 _LINE = 110
 _TEXT = 2000
@@ -207,9 +207,7 @@ def manifest(facts: Mapping[str, Any]) -> str:
     """Return what is known of the program, folded."""
     if not facts:
         return ""
-    return (
-        '<h2>Manifest</h2><div class="card">' + _facts(facts) + "</div>"
-    )
+    return '<h2>Manifest</h2><div class="card">' + _facts(facts) + "</div>"
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
@@ -238,7 +236,8 @@ def page(title: str, policy: str, style: str, script: str, parts: Iterable[str])
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
+        '<meta name="color-scheme" content="light dark">'
+        '<meta name="referrer" content="no-referrer">'
         f"<title>{shown(cut(title, 200))}</title><style>{style}</style></head><body><main>"
         f"{''.join(parts)}</main><script>{script}</script></body></html>\n"
     )

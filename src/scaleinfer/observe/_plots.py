@@ -156,7 +156,7 @@ def _named(
 def _rates(record: RunRecord, counts: Sequence[float]) -> list[tuple[float, float]]:
     """Return counts a second, in the middle of each bin."""
     width, joined = _joined(counts, record.timeline.width, _POINTS)
-    points = []
+    points: list[tuple[float, float]] = []
     for number, count in enumerate(joined):
         start = number * width
         took = min(width, record.elapsed_s - start)

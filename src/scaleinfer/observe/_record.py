@@ -114,11 +114,9 @@ class RunRecord:
         calls = self.calls.get(attempt.endpoint) or self._calls(attempt.endpoint)
         took = attempt.latency_s
         start = attempt.started - self.started
-        if start < 0.0:  # the clock was set back
-            start = 0.0
+        start = max(start, 0.0)  # the clock may have been set back
         end = start + took
-        if end > self.elapsed_s:
-            self.elapsed_s = end
+        self.elapsed_s = max(self.elapsed_s, end)
         place = self.timeline.went_on(calls.in_flight, start, end)
         if attempt.status == "ok":
             prompt, completion = attempt.prompt_tokens, attempt.completion_tokens

@@ -25,6 +25,8 @@ class Snapshot:
         phase: What is going on: `running`, `starting the model`, `stopping`, `writing`, ...
         last_error: The latest failure, in one line.
         name: The run's name; empty if it has none.
+        limit: Calls that may be in flight; `None` if that is not known.
+        cost_usd: What the calls cost so far; `None` if no price is known.
     """
 
     done: int = 0
@@ -40,3 +42,5 @@ class Snapshot:
     phase: str = "running"
     last_error: str | None = None
     name: str = ""
+    limit: int | None = None
+    cost_usd: float | None = None

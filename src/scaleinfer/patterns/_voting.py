@@ -143,6 +143,7 @@ class Election:
         self._early = early
         self._asked: set[int] = set()
         self._votes: dict[int, tuple[Any, float]] = {}
+        self._weights: dict[str, list[float]] = {}
 
     @property
     def in_flight(self) -> int:
@@ -187,7 +188,10 @@ class Election:
             weight: What its vote weighs, from 0 to its ceiling.
         """
         self._asked.remove(voter)
-        self._votes[voter] = (answer, min(max(weight, 0.0), self._ceilings[voter]))
+        weight = min(max(weight, 0.0), self._ceilings[voter])
+        self._votes[voter] = (answer, weight)
+        if answer is not None:
+            self._weights.setdefault(normalised(answer), []).append(weight)
 
     def tally(self) -> Tally:
         """Return what the votes come to so far."""
@@ -195,8 +199,9 @@ class Election:
 
     def _lead(self) -> float:
         """Return by how much the leader is before the next."""
-        sums = [*self.tally().votes.values(), 0.0, 0.0]
-        return sums[0] - sums[1]
+        sums = sorted(map(math.fsum, self._weights.values()), reverse=True)
+        first, second, *_ = [*sums, 0.0, 0.0]
+        return first - second
 
     def _sum(self, voters: Iterable[int]) -> float:
         return math.fsum(self._ceilings[voter] for voter in voters)

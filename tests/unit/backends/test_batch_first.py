@@ -214,6 +214,18 @@ async def test_states(tmp_path: Path) -> None:
     await first.cancel(batch)  # it cannot; and says nothing
 
 
+async def test_what_a_failed_job_left_behind_is_taken(tmp_path: Path) -> None:
+    gateway = Gateway(answered=2)
+    first = batches(gateway, tmp_path)
+    batch = await submitted(first)
+    gateway.result(gateway.batches[batch])
+    gateway.status = "failed"
+    assert [one.custom_id for one in await answers(first, batch)] == ["c0", "c1"]
+    gateway.batches.clear()
+    state = BatchState("failed", begun=True)
+    assert [chunk async for chunk in first.fetch(batch, state)] == []
+
+
 async def test_a_result_that_is_not_there(tmp_path: Path) -> None:
     gateway = Gateway()
     first = batches(gateway, tmp_path)

@@ -8,9 +8,8 @@ import pytest
 from pydantic import BaseModel
 
 from scaleinfer import ConfigError
-from scaleinfer.patterns import tribunal
-from scaleinfer.patterns._roles import Role
-from scaleinfer.patterns._tribunal import Critique, Opinion, Round, _bench
+from scaleinfer.patterns import Opinion, Role, tribunal
+from scaleinfer.patterns._tribunal import Critique, Round, _bench
 
 pytestmark = pytest.mark.anyio
 
