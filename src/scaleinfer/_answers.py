@@ -6,6 +6,7 @@ Also the answer as the journal keeps it, and back.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from array import array
 from base64 import b64decode, b64encode
@@ -16,17 +17,22 @@ import orjson
 
 from scaleinfer.errors import (
     BudgetExceeded,
+    ConfigError,
     EndpointError,
     ScaleInferError,
     SchemaError,
     WorkerLost,
     error_from_dict,
 )
-from scaleinfer.results import Result, Usage
+from scaleinfer.policy import WITHHELD, withheld
+from scaleinfer.results import CUT_OFF, Result, Usage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scaleinfer.engine import Engine, Purse
     from scaleinfer.journal import Claim, Journal
+    from scaleinfer.policy import Audience, Policy
     from scaleinfer.prompts import Question
     from scaleinfer.results import Attempt, Completion
     from scaleinfer.structured import AnswerSchema
@@ -37,7 +43,7 @@ __all__ = ["Answer", "Keeper", "ask", "joint_result", "rejected", "single_result
 _NO_USAGE = Usage()
 _PLAIN_FIELDS = (
     "text", "endpoint", "worker", "model", "finish_reason", "choices", "tool_calls", "logprobs",
-    "batch", "cost_usd",
+    "batch", "cost_usd", "label",
 )  # fmt: skip
 
 
@@ -62,6 +68,9 @@ class Answer:
         logprobs: Log probabilities of the answer.
         batch: The batch that it was a row of.
         cost_usd: What its calls cost; `None` if no price is known.
+        label: What the run's policy calls its item.
+        restricted: True if the policy keeps it from some endpoints.
+        redacted: Hash of an answer that the journal does not keep.
     """
 
     text: str | None = None
@@ -80,9 +89,22 @@ class Answer:
     logprobs: dict[str, Any] | None = None
     batch: str | None = None
     cost_usd: float | None = None
+    label: str | None = None
+    restricted: bool = False
+    redacted: str | None = None
 
-    def to_payload(self) -> bytes:
-        """Return the answer as the journal keeps it: JSON without nulls."""
+    def to_payload(self, policy: Policy | None = None) -> bytes:
+        """Return the answer as the journal keeps it: JSON without nulls.
+
+        Args:
+            policy: Says what is not kept.
+        """
+        data = self._data()
+        if policy is not None and not policy.keeps_prompts:
+            _redact(data, answers=not policy.keeps_answers)
+        return orjson.dumps(data)
+
+    def _data(self) -> dict[str, Any]:
         value, error = self.value, self.error
         known: dict[str, Any] = {
             "usage": tuple(self.usage),
@@ -99,16 +121,20 @@ class Answer:
             field = getattr(self, name)
             if field is not None:
                 known[name] = field
-        return orjson.dumps(known)
+        if self.restricted:
+            known["restricted"] = True
+        return known
 
     @classmethod
     def from_payload(cls, payload: bytes, schema: AnswerSchema | None) -> Answer:
         """Return the answer a journal kept.
 
         Raises:
-            SchemaError: The schema's validators no longer accept it.
+            SchemaError: The schema's validators no longer accept it, or it was not kept.
         """
         answer = cls.from_data(orjson.loads(payload))
+        if answer.redacted is not None:
+            raise SchemaError("the answer was not kept.")
         if schema is not None and answer.tool_calls is None:
             answer.value = schema.parse(answer.text or "")
         return answer
@@ -133,6 +159,9 @@ class Answer:
             logprobs=data.get("logprobs"),
             batch=data.get("batch"),
             cost_usd=data.get("cost_usd"),
+            label=data.get("label"),
+            restricted=data.get("restricted", False),
+            redacted=data.get("redacted"),
         )
         answer.value = data.get("value", answer.text)
         if "vector" in data:
@@ -165,6 +194,8 @@ async def ask(
     wrong: SchemaError | None = None,
     repaired: int = 0,
     account: Purse | None = None,
+    audience: Audience | None = None,
+    watch: Callable[[Attempt], None] | None = None,
 ) -> Answer:
     """Ask a question until the answer is valid or given up; errors are in the answer.
 
@@ -180,9 +211,13 @@ async def ask(
         wrong: What is wrong with the last answer there; the model is shown it at once.
         repaired: How often the model was shown one before.
         account: What its item may use.
+        audience: Who may see it; `None` for everybody.
+        watch: Told of every call as it ends.
     """
-    asking = _Asking(question.schema, keeper, begun)
+    asking = _Asking(question.schema, keeper, begun, watch)
     answer = asking.answer
+    if audience is not None:
+        answer.label, answer.restricted = audience.label, audience.restricted
     try:
         try:
             if wrong is not None:
@@ -194,16 +229,19 @@ async def ask(
                 settle=asking.settle,
                 affinity=affinity,
                 account=account,
+                audience=audience,
             )
         except SchemaError as error:
             left = range(repaired, repairs)
-            await _repair(engine, question, asking, left, error, account=account)
+            await _repair(
+                engine, question, asking, left, error, account=account, audience=audience
+            )
     except BudgetExceeded as error:
         # Not recorded: a run with a larger budget asks it.
         answer.error = error
         if keeper is not None:
             keeper.release()
-    except (EndpointError, SchemaError, WorkerLost) as error:
+    except (ConfigError, EndpointError, SchemaError, WorkerLost) as error:
         answer.error = error
         if keeper is not None:
             await keeper.keep(answer)
@@ -217,19 +255,27 @@ class Keeper:
         journal: Where.
         claim: The question's place there.
         recording: Tasks that must not be cancelled now; ours is added while it records.
+        policy: Says what is not recorded.
     """
 
-    __slots__ = ("_claim", "_journal", "_recording")
+    __slots__ = ("_claim", "_journal", "_policy", "_recording")
 
     def __init__(
-        self, journal: Journal, claim: Claim, recording: set[asyncio.Task[Any] | None]
+        self,
+        journal: Journal,
+        claim: Claim,
+        recording: set[asyncio.Task[Any] | None],
+        policy: Policy | None = None,
     ) -> None:
         self._journal = journal
         self._claim = claim
         self._recording = recording
+        self._policy = policy
 
     def attempted(self, attempt: Attempt) -> None:
         """Record a call that has ended."""
+        if self._policy is not None and not self._policy.keeps_prompts and attempt.error:
+            attempt = replace(attempt, error=WITHHELD)
         self._journal.attempt(self._claim, attempt)
 
     async def keep(self, answer: Answer) -> None:
@@ -241,7 +287,8 @@ class Keeper:
         task = asyncio.current_task()
         self._recording.add(task)
         try:
-            await self._journal.recorded(self._claim, answer.to_payload(), ok=answer.error is None)
+            payload = answer.to_payload(self._policy)
+            await self._journal.recorded(self._claim, payload, ok=answer.error is None)
         finally:
             self._recording.discard(task)
 
@@ -253,18 +300,28 @@ class Keeper:
 class _Asking:
     """A question while it is being asked."""
 
-    __slots__ = ("_began", "_keeper", "_schema", "answer")
+    __slots__ = ("_began", "_keeper", "_schema", "_watch", "answer")
 
     def __init__(
-        self, schema: AnswerSchema | None, keeper: Keeper | None, begun: Answer | None = None
+        self,
+        schema: AnswerSchema | None,
+        keeper: Keeper | None,
+        begun: Answer | None = None,
+        watch: Callable[[Attempt], None] | None = None,
     ) -> None:
         self.answer = begun or Answer()
         self._schema = schema
         self._keeper = keeper
+        self._watch = watch
         self._began = time.monotonic() - self.answer.latency_s
 
     def count(self, attempt: Attempt) -> None:
         """Take note of a call that has ended."""
+        if attempt.status == CUT_OFF:
+            # It brought nothing; only the journal is to know who saw the question.
+            if self._keeper is not None:
+                self._keeper.attempted(attempt)
+            return
         answer, now = self.answer, time.monotonic()
         if not answer.attempts:
             self._began = now - attempt.latency_s
@@ -273,6 +330,8 @@ class _Asking:
         answer.endpoint = attempt.endpoint
         if attempt.cost_usd is not None:
             answer.cost_usd = (answer.cost_usd or 0.0) + attempt.cost_usd
+        if self._watch is not None:
+            self._watch(attempt)
         if self._keeper is not None:
             self._keeper.attempted(attempt)
 
@@ -302,6 +361,7 @@ async def _repair(
     error: SchemaError,
     *,
     account: Purse | None = None,
+    audience: Audience | None = None,
 ) -> None:
     """Show the model what is wrong with its answer until it is valid.
 
@@ -322,6 +382,7 @@ async def _repair(
                 number=answer.attempts,
                 settle=asking.settle,
                 account=account,
+                audience=audience,
             )
         except SchemaError as again:
             error = again
@@ -355,6 +416,8 @@ def single_result(index: int, key: str, item: Any, answer: Answer) -> Result:
         tool_calls=answer.tool_calls,
         logprobs=answer.logprobs,
         batch=answer.batch,
+        label=answer.label,
+        restricted=answer.restricted,
     )
 
 
@@ -388,6 +451,8 @@ def joint_result(index: int, key: str, item: Any, answers: dict[str, Answer]) ->
         finish_reason="length" if cut else last.finish_reason,
         resumed=all(answer.resumed for answer in answers.values()),
         batch=last.batch,
+        label=last.label,
+        restricted=last.restricted,
     )
 
 
@@ -411,6 +476,21 @@ def rejected(error: SchemaError, name: str, repairs: int, *, cut: bool) -> Schem
     return SchemaError(
         f"the answer does not fit {name}{after}: {error.message}", text=error.text, hint=hint
     )
+
+
+_ANSWER_FIELDS = ("text", "value", "vector", "choices", "tool_calls", "logprobs")
+
+
+def _redact(data: dict[str, Any], *, answers: bool) -> None:
+    """Take out of a payload what may quote a prompt, and the answer itself if asked to."""
+    if "error" in data:
+        data["error"] = withheld(error_from_dict(data["error"])).to_dict()
+    if not answers:
+        return
+    content = {name: data.pop(name) for name in _ANSWER_FIELDS if name in data}
+    if content:
+        text = orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
+        data["redacted"] = hashlib.blake2b(text, digest_size=16).hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -19,13 +19,14 @@ from scaleinfer.errors import BudgetExceeded, EndpointError, PromptError
 from scaleinfer.results import Result
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from scaleinfer._batch_mode import BatchPlan
     from scaleinfer._intake import Work
     from scaleinfer.batch import Landed
     from scaleinfer.engine import Purse, Spender
     from scaleinfer.prompts import Question
+    from scaleinfer.results import Attempt, Completion
 
 __all__ = ["BatchRun"]
 
@@ -190,12 +191,13 @@ class BatchRun(Run):
             elif questions is None:
                 assert work.error is not None
                 raise work.error
+            if self._policy is not None:
+                self._audiences[work.index] = self._policy.audience(work.item)
             own = None if self._key is None else own_key(self._key, work.item)
             item.key = item_key(own, questions)
         except PromptError as error:
             error.index = work.index
-            if self._journal is not None:
-                self._journal.unrendered(index=work.index, key=item.key, error=error.to_dict())
+            self._note_unrendered(work.index, item.key, error)
             self._finish(item, Result(key=item.key, index=work.index, item=work.item, error=error))
             return
         item.single = len(questions) == 1 and "" in questions
@@ -208,15 +210,19 @@ class BatchRun(Run):
         self, item: Item, own: str | None, name: str, question: Question, client: BatchClient
     ) -> None:
         journal, index = self._journal, item.work.index
+        audience = self._audiences.get(index)
+        label = "" if audience is None else audience.label
         identity = identity_of(own, question.request)
         claim = None
         if journal is None:
             occurrence = self._occurrences.get(identity, -1) + 1
             self._occurrences[identity] = occurrence
         else:
-            claim = journal.claim_nowait(identity, key=item.key, question=name, index=index)
-            if claim is None:
-                claim = await journal.claim(identity, key=item.key, question=name, index=index)
+            claim = journal.claim_nowait(
+                identity, key=item.key, question=name, index=index, label=label
+            ) or await journal.claim(
+                identity, key=item.key, question=name, index=index, label=label
+            )
             if journal.open_batches:
                 self._claimed.add((identity, claim.occurrence))
             stored = stored_answer(claim, question)
@@ -226,6 +232,11 @@ class BatchRun(Run):
             occurrence = claim.occurrence
         asked = Asked(item, name, question, claim, time.monotonic())
         row = Row(identity, occurrence, item.key, name, index, question.request, asked)
+        if audience is not None:
+            asked.answer.label, asked.answer.restricted = audience.label, audience.restricted
+            if not audience.admits(self._plan.backend.endpoint):
+                self._ask_later(row)
+                return
         if self._spender is not None and not client.awaits(row):
             try:
                 await self._reserve_row(self._spender, row, client)
@@ -251,9 +262,7 @@ class BatchRun(Run):
         if asked.ticket is None:
             # Room comes only with what lands.
             client.flush()
-            asked.ticket = await spender.reserve(
-                row.request, model, backends, account, share=share
-            )
+            asked.ticket = await spender.reserve(row.request, model, backends, account, share=share)
 
     def _account(self, asked: Asked) -> Purse | None:
         """Return what an item may use, if that is capped."""
@@ -261,6 +270,12 @@ class BatchRun(Run):
         if usd is None:
             return None
         return self._accounts.setdefault(asked.item.work.index, item_purse(usd))
+
+    def _watching(self, asked: Asked) -> Callable[[Attempt], None] | None:
+        """Return what is told of a question's calls."""
+        if self.watch is None:
+            return None
+        return self.watch(asked.item.work.index, asked.item.key, asked.question.request)
 
     @property
     def _share(self) -> float:
@@ -292,6 +307,7 @@ class BatchRun(Run):
         except PromptError as error:
             asked: Asked = row.owner
             asked.answer.error = error
+            self._note_unrendered(row.index, row.key, error)
             self._settle(asked)
         else:
             if not taken:
@@ -321,7 +337,7 @@ class BatchRun(Run):
                 answered.append(asked)
                 if self._journal is not None and asked.claim is not None:
                     ok = asked.answer.error is None
-                    payload = asked.answer.to_payload()
+                    payload = asked.answer.to_payload(self._policy)
                     writing.append(self._journal.recorded(asked.claim, payload, ok=ok))
         if writing:
             # Not to be cancelled: what is written down is handed over too.
@@ -344,8 +360,12 @@ class BatchRun(Run):
         self._book(asked, one.outcome)
         if one.outcome is not None:
             attempt = asked.take(one.outcome, plan.backend.endpoint)
+            watch = self._watching(asked)
+            if watch is not None:
+                watch(attempt)
             if self._journal is not None and asked.claim is not None:
-                self._journal.attempt(asked.claim, attempt)
+                keeper = Keeper(self._journal, asked.claim, self._recording, self._policy)
+                keeper.attempted(attempt)
             if asked.is_final(self._repairs):
                 return True
         left = None
@@ -389,7 +409,7 @@ class BatchRun(Run):
             return
         answer = Answer(attempts=1, endpoint=self._plan.backend.endpoint)
         answer.take(outcome)
-        writing.append(journal.recorded(claim, answer.to_payload(), ok=True))
+        writing.append(journal.recorded(claim, answer.to_payload(self._policy), ok=True))
 
     # Out: what is asked online.
 
@@ -419,7 +439,7 @@ class BatchRun(Run):
     async def _ask(self, asked: Asked) -> None:
         keeper = None
         if self._journal is not None and asked.claim is not None:
-            keeper = Keeper(self._journal, asked.claim, self._recording)
+            keeper = Keeper(self._journal, asked.claim, self._recording, self._policy)
         asked.answer.error = None
         asked.answer = await ask(
             self._engine,
@@ -431,6 +451,8 @@ class BatchRun(Run):
             wrong=asked.wrong,
             repaired=asked.repairs,
             account=self._account(asked),
+            audience=self._audiences.get(asked.item.work.index),
+            watch=self._watching(asked),
         )
         if self.stopped and isinstance(asked.answer.error, BudgetExceeded):
             return
@@ -462,6 +484,9 @@ class BatchRun(Run):
     def _finish(self, item: Item, result: Result) -> None:
         del self._pending[item.work.index]
         self._accounts.pop(item.work.index, None)
+        audience = self._audiences.pop(item.work.index, None)
+        if audience is not None:
+            result.label, result.restricted = audience.label, audience.restricted
         self._count(result)
         if len(self._ready) > _UNREAD:
             self._consumed.clear()

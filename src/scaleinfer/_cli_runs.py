@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from scaleinfer.journal import RunInfo, StoredResult
     from scaleinfer.results import Result
 
-__all__ = ["runs", "stored_results"]
+__all__ = ["chosen_run", "run_line", "runs", "stored_results"]
 
 _JOURNAL = click.argument("journal", type=click.Path())
 _RUN = click.option("--run", type=click.IntRange(min=1), help="Number of a run; see list.")
@@ -38,7 +38,7 @@ def list_(journals: tuple[str, ...]) -> None:
     for path in journals:
         click.echo(path)
         for info in list_runs(path):
-            click.echo(f"  {_line(info)}")
+            click.echo(f"  {run_line(info)}")
 
 
 @runs.command()
@@ -46,20 +46,14 @@ def list_(journals: tuple[str, ...]) -> None:
 @_RUN
 def show(journal: str, run: int | None) -> None:
     """Show what a run was and what came of it; default the newest."""
-    from scaleinfer.journal import list_runs
-
-    infos = {info.id: info for info in list_runs(journal)}
-    if not infos:
+    info = chosen_run(journal, run)
+    if info is None:
         click.echo(f"{journal} holds no run yet.")
         return
-    number = run or max(infos)
-    if number not in infos:
-        raise click.UsageError(f"{journal} has no run {number}; it has {_numbers(infos)}.")
-    info = infos[number]
-    click.echo(_line(info))
+    click.echo(run_line(info))
     for name, value in {**info.data, "counts": info.counts}.items():
         click.echo(f"  {name:<10} {_short(value)}")
-    _show_failures(journal, number)
+    _show_failures(journal, info.id)
 
 
 @runs.command()
@@ -116,6 +110,23 @@ def recover(journal: str, out: str) -> None:
     )
 
 
+def chosen_run(journal: str, run: int | None) -> RunInfo | None:
+    """Return a run of a journal, by default the newest; `None` if there is none yet.
+
+    Raises:
+        UsageError: It has no run of that number.
+    """
+    from scaleinfer.journal import list_runs
+
+    infos = {info.id: info for info in list_runs(journal)}
+    if not infos:
+        return None
+    number = run or max(infos)
+    if number not in infos:
+        raise click.UsageError(f"{journal} has no run {number}; it has {_numbers(infos)}.")
+    return infos[number]
+
+
 def stored_results(
     journal: str, *, run: int | None = None, everything: bool = False
 ) -> Iterator[Result]:
@@ -148,7 +159,8 @@ def _show_failures(journal: str, number: int) -> None:
         click.echo(f"    and {len(failed) - _SHOWN:,} more; `scaleinfer runs export` has them all")
 
 
-def _line(info: RunInfo) -> str:
+def run_line(info: RunInfo) -> str:
+    """Return a run on one line: number, name, state, when, what it counted."""
     started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(info.started))
     took = "" if info.ended is None else f", {info.ended - info.started:.0f} s"
     shown = {n: c for n, c in info.counts.items() if c and not n.startswith("spent_")}

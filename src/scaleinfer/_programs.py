@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import AsyncExitStack
+from copy import copy
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["ProgramRenderer", "Programs", "no_batches"]
 
 _MOST_SHOWN = 500
+_TRY_AGAIN_S = 30.0
 
 
 class ProgramRenderer(Renderer):
@@ -82,7 +84,8 @@ class Programs:
         self._graph = is_graph(renderer.program)
         self._open_engine = open_engine
         self._price = price
-        self._opening = asyncio.Lock()
+        self._opening: defaultdict[tuple[Any, bool], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._failed: dict[tuple[Any, bool], tuple[ScaleInferError | None, float]] = {}
         self._stack = AsyncExitStack()
         self._asked: dict[LLM, Counter[bytes]] = {}
 
@@ -185,12 +188,25 @@ class Programs:
         if backend is None and not embeds:
             return None, None
         key = (backend if isinstance(backend, str) else id(backend), embeds)
-        async with self._opening:
-            if key not in self.engines:
-                engine = await self._open_engine(backend, embeds, self._stack)
-                self.engines[key] = backend, engine
+        if key not in self.engines:
+            async with self._opening[key]:
+                await self._opened(key, backend, embeds=embeds)
         engine = self.engines[key][1]
         return engine, None if backend is None else engine.adapters()[0].model
+
+    async def _opened(self, key: tuple[Any, bool], backend: Any, *, embeds: bool) -> None:
+        """Open an endpoint; one that has just failed is not tried again by every item."""
+        if key in self.engines:
+            return
+        error, when = self._failed.get(key, (None, 0.0))
+        if error is not None and monotonic() < when + _TRY_AGAIN_S:
+            raise copy(error)
+        try:
+            engine = await self._open_engine(backend, embeds, self._stack)
+        except ScaleInferError as failure:
+            self._failed[key] = failure, monotonic()
+            raise copy(failure) from failure
+        self.engines[key] = backend, engine
 
     def tick(self) -> None:
         """Let the other engines see that time goes by."""

@@ -25,6 +25,8 @@ from scaleinfer.errors import (
     SchemaError,
     error_from_dict,
 )
+from scaleinfer.prices import Pricer
+from scaleinfer.policy import withheld
 from scaleinfer.results import Result, Usage
 
 if TYPE_CHECKING:
@@ -36,8 +38,13 @@ if TYPE_CHECKING:
     from scaleinfer.data import Source
     from scaleinfer.engine import Engine, Purse
     from scaleinfer.journal import Claim, Journal
+    from scaleinfer.policy import Audience, Policy
     from scaleinfer.program import LLM
     from scaleinfer.prompts import Question
+    from scaleinfer.requests import Request
+    from scaleinfer.results import Attempt
+
+    Watch = Callable[[int, str, Request], Callable[[Attempt], None]]
 
 __all__ = ["Counts", "Run", "placed", "stored_answer"]
 
@@ -60,6 +67,7 @@ class Counts:
         resumed: Items answered from the journal.
         cut: Answers that ended at `max_tokens`.
         usage: Tokens used by this run; resumed items not counted.
+        unrecorded: Failed items that the journal is not told of.
     """
 
     done: int = 0
@@ -69,6 +77,7 @@ class Counts:
     resumed: int = 0
     cut: int = 0
     usage: Usage = Usage()  # noqa: RUF009 - an immutable tuple
+    unrecorded: int = 0
 
 
 class Run:
@@ -84,12 +93,15 @@ class Run:
         ordered: True to deliver results in input order.
         programs: Runs a program for each item, if `prompt_fn` is one.
         spending: The run's bill and budget.
+        policy: Says where items may go, and what is not recorded.
 
     Attributes:
         counts: What the run has come to.
         stopped: Why the run was stopped early; empty if it was not.
         cause: The error that stopped it, if one did.
         last_error: The latest failure, for progress displays.
+        watch: Returns what is to be told of the calls for a request, given the item's number
+            and key; set by the session.
     """
 
     def __init__(
@@ -104,11 +116,13 @@ class Run:
         ordered: bool,
         programs: Programs | None = None,
         spending: Spending | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self.counts = Counts()
         self.stopped = ""
         self.cause: ScaleInferError | None = None
         self.last_error: ScaleInferError | None = None
+        self.watch: Watch | None = None
         self._source = source
         self._intake = intake
         self._engine = engine
@@ -122,6 +136,8 @@ class Run:
         self._spender = None if spending is None else spending.spender
         self._bill = Bill(Pricer()) if spending is None else spending.bill
         self._accounts: dict[int, Purse] = {}
+        self._policy = policy
+        self._audiences: dict[int, Audience] = {}
         if self._spender is not None:
             self._spender.on_close = self._reached_budget
         self._landing = False
@@ -347,6 +363,31 @@ class Run:
             self._idle_lanes.discard(lane)
 
     async def _result(self, work: Work) -> Result:
+        if self._policy is None:
+            return await self._within_budget(work)
+        index = work.index
+        try:
+            audience = self._audiences[index] = self._policy.audience(work.item)
+        except PromptError as error:
+            error.index = index
+            self._note_unrendered(index, "", error)
+            return Result(key="", index=index, item=work.item, error=error, restricted=True)
+        try:
+            result = await self._within_budget(work)
+        finally:
+            del self._audiences[index]
+        result.label, result.restricted = audience.label, audience.restricted
+        return result
+
+    def _note_unrendered(self, index: int, key: str, error: PromptError) -> None:
+        """Have the journal know that an item has no prompt."""
+        if self._journal is None:
+            return
+        told = self._policy is None or self._policy.keeps_prompts
+        data = (error if told else withheld(error)).to_dict()
+        self._journal.unrendered(index=index, key=key, error=data)
+
+    async def _within_budget(self, work: Work) -> Result:
         if self._spender is None or self._spender.budget.per_item_usd is None:
             return await self._asked_for(work)
         self._accounts[work.index] = item_purse(self._spender.budget.per_item_usd)
@@ -371,8 +412,7 @@ class Run:
                 key = item_key(own, questions)
         except PromptError as error:
             error.index = index
-            if self._journal is not None:
-                self._journal.unrendered(index=index, key=key, error=error.to_dict())
+            self._note_unrendered(index, key, error)
             return Result(key=key, index=index, item=item, error=error)
         if self._programs is not None:
             return await self._programmed(self._programs, work, key)
@@ -395,9 +435,8 @@ class Run:
 
     async def _programmed(self, programs: Programs, work: Work, key: str) -> Result:
         result = await programs.result(work.item, work.index, key)
-        if isinstance(result.error, PromptError) and self._journal is not None:
-            error = result.error.to_dict()
-            self._journal.unrendered(index=work.index, key=key, error=error)
+        if isinstance(result.error, PromptError):
+            self._note_unrendered(work.index, key, result.error)
         return result
 
     async def _asked_by_program(
@@ -427,14 +466,16 @@ class Run:
         engine: Engine | None = None,
     ) -> Answer:
         journal, keeper = self._journal, None
+        audience = self._audiences.get(index) if self._audiences else None
+        label = "" if audience is None else audience.label
         if journal is not None:
-            claim = journal.claim_nowait(identity, key=key, question=name, index=index)
-            if claim is None:
-                claim = await journal.claim(identity, key=key, question=name, index=index)
+            claim = journal.claim_nowait(
+                identity, key=key, question=name, index=index, label=label
+            ) or await journal.claim(identity, key=key, question=name, index=index, label=label)
             stored = stored_answer(claim, question)
             if stored is not None:
                 return placed(stored, index, key)
-            keeper = Keeper(journal, claim, self._recording)
+            keeper = Keeper(journal, claim, self._recording, self._policy)
         try:
             answer = await ask(
                 engine or self._engine,
@@ -443,6 +484,8 @@ class Run:
                 keeper=keeper,
                 affinity=affinity,
                 account=self._accounts.get(index) if self._accounts else None,
+                audience=audience,
+                watch=None if self.watch is None else self.watch(index, key, question.request),
             )
         except asyncio.CancelledError:
             if keeper is not None:
@@ -464,7 +507,10 @@ class Run:
             counts.cut += result.finish_reason == "length"
         else:
             counts.failed += 1
-            self.last_error = result.error
+            assert result.error is not None
+            # Displays show it; and of what is over its own budget the journal has no row.
+            self.last_error = withheld(result.error) if result.restricted else result.error
+            counts.unrecorded += isinstance(result.error, BudgetExceeded)
 
 
 def stored_answer(claim: Claim, question: Question) -> Answer | None:

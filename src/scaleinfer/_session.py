@@ -23,6 +23,7 @@ from scaleinfer._programs import ProgramRenderer, Programs, no_batches
 from scaleinfer._run import Run
 from scaleinfer._spending import Spending
 from scaleinfer._vitals import Vitals
+from scaleinfer._watching import ReportFacts, Watching
 from scaleinfer.backends import Backend, resolve_backends
 from scaleinfer.data import source
 from scaleinfer.engine import (
@@ -38,7 +39,8 @@ from scaleinfer.engine import (
 )
 from scaleinfer.errors import ConfigError, EndpointError
 from scaleinfer.map_result import EndpointUse, RunStats
-from scaleinfer.observe import Snapshot, open_progress, summary_line
+from scaleinfer.observe import Snapshot, check_telemetry, open_progress, summary_line
+from scaleinfer.policy import Policy, withheld
 from scaleinfer.prices import PICO, Prices, price_table
 from scaleinfer.program import Graph, Program, is_program
 from scaleinfer.prompts import Renderer
@@ -103,6 +105,7 @@ class Options:
     deadline: float | None = None
     budget: Budget | None = None
     prices: Prices = Prices()  # noqa: RUF009 - it is frozen
+    policy: Policy | None = None
 
     @classmethod
     def of(
@@ -135,9 +138,10 @@ class Options:
         if fleet is not None:
             elsewhere = {"backend": backend, "base_url": base_url, "api_key": api_key}
             _not_with_a_fleet(elsewhere | {"rate_limit": rate_limit, "model": model})
-            given = [fleet.backend(priority=others["priority"])]
-            # Its workers have tried all there is to try.
-            retry = replace(retry or Retry(), attempts=1, patience=0.0)
+            given = [fleet.backend(priority=others["priority"], once=budget is not None)]
+            # Its workers have tried all there is to try, except what may have been paid for.
+            attempts = (retry or Retry()).attempts if budget is not None else 1
+            retry = replace(retry or Retry(), attempts=attempts, patience=0.0)
         chosen = tuple(
             resolved
             for one in given
@@ -149,6 +153,7 @@ class Options:
         _check("dispatch", dispatch, Dispatch)
         _check("retry", retry, Retry)
         _check("budget", budget, Budget)
+        _check("policy", others.get("policy"), Policy)
         if not isinstance(others["priority"], int):
             raise ConfigError(f"priority must be an integer, not {others['priority']!r}.")
         if others["on_error"] not in {"return", "raise"}:
@@ -208,6 +213,7 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
         JournalError: The journal cannot be opened.
     """
     items = source(options.items)
+    check_telemetry()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(items.aclose)
         # Complains about the template or the schema before anything is opened.
@@ -219,7 +225,7 @@ async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
         _say_what_caps(backends, options.concurrency, progress)
         # The first one named, up or not: a journal's identities must not depend on who answers.
         renderer.model = options.chosen[0].backend.model or backends[0].model
-        journal = None if unreachable else await _open_journal(options, backends[0])
+        journal = None if unreachable else await _open_journal(options, backends)
         plan = None
         if unreachable is None and not isinstance(renderer, ProgramRenderer):
             try:
@@ -368,20 +374,51 @@ def _say_what_caps(
             )
 
 
-async def _open_journal(options: Options, backend: Backend) -> Journal | None:
+async def _open_journal(options: Options, backends: list[Backend]) -> Journal | None:
     if options.journal is None:
         return None
+    # In a thread: the file system and git take their time.
+    return await asyncio.to_thread(_opened_journal, options, backends)
+
+
+def _opened_journal(options: Options, backends: list[Backend]) -> Journal:
     from scaleinfer.journal import Journal, Manifest
 
-    fingerprint, facts = describe_run(
-        backend=backend,
+    fingerprint, facts = _described(options, backends)
+    assert options.journal is not None
+    return Journal.open(options.journal, Manifest(options.name, fingerprint, facts))
+
+
+def _described(options: Options, backends: list[Backend]) -> tuple[str, dict[str, Any]]:
+    policy = options.policy
+    return describe_run(
+        backends=backends,
         prompt_fn=options.prompt_fn,
         system=options.system,
         schema=options.schema,
         sampling=options.sampling,
+        program=is_program(options.prompt_fn),
+        parameters=_parameters(options),
+        keep_prompts=policy is None or policy.keeps_prompts,
     )
-    manifest = Manifest(options.name, fingerprint, facts)
-    return await asyncio.to_thread(Journal.open, options.journal, manifest)
+
+
+def _parameters(options: Options) -> dict[str, Any]:
+    """Return the arguments that a journal's manifest names besides the program."""
+    policy = options.policy
+    named = {name: getattr(options, name) for name in _IN_MANIFEST}
+    return {
+        **{name: value for name, value in named.items() if value is not None},
+        "mode": options.mode if isinstance(options.mode, str) else type(options.mode).__name__,
+        "key": getattr(options.key, "__qualname__", None),
+        "policy": None if policy is None else policy.describe(),
+    }
+
+
+_IN_MANIFEST = (
+    "concurrency", "rate_limit", "dispatch", "priority", "retry", "ordered", "on_error", "packing",
+    "deadline", "budget",
+)  # fmt: skip
 
 
 class Session:
@@ -449,10 +486,21 @@ class Session:
             ordered=in_order,
             programs=self._programs,
             spending=spending,
+            policy=options.policy,
         )
         self._at_first = self._engine.endpoints()
         self._waits_for: dict[Backend, str] = {}
         self._vitals = Vitals(self._engine, self._intake, backends)
+        self._watching = Watching(
+            self._engine,
+            journal,
+            name=options.name or "",
+            provider=self._backend.kind,
+            model=renderer.model,
+            items=items.total,
+            quotes=options.policy is None or options.policy.keeps_prompts,
+        )
+        self.run.watch = self._watching.observer.watch
 
     def _engine_of(self, backends: list[Backend], model: str | None, packing: int | None) -> Engine:
         options = self._options
@@ -502,6 +550,7 @@ class Session:
     def _tick_outside(self) -> None:
         # Not a task: a loop that ends before this is closed would find it still running.
         self.run.tick()
+        self._watching.tick(self.snapshot())
         self._spending.tick(self._engine)
         self._timer = asyncio.get_running_loop().call_later(_TICK, self._tick_outside)
 
@@ -554,6 +603,8 @@ class Session:
             phase=self._phase(),
             last_error=None if waiting is None else waiting.message,
             name=self._options.name or "",
+            limit=engine.limit,
+            cost_usd=self._spending.bill.cost_usd,
         )
 
     def _phase(self) -> str:
@@ -616,6 +667,7 @@ class Session:
             endpoint=self._where(),
             model=self._renderer_model,
             journal=None if self._options.journal is None else os.fspath(self._options.journal),
+            journal_head=None if self._journal is None else self._journal.head,
             stopped=self.run.stopped,
             peak_in_flight=engine.peak_in_flight,
             time=self._vitals.shares(elapsed),
@@ -629,6 +681,12 @@ class Session:
         more = len(self._backends) - 1
         return f"{self._backend.endpoint} and {more} more" if more else self._backend.endpoint
 
+    def report_facts(self) -> ReportFacts:
+        """Return what a report says beyond results and statistics."""
+        options, backends = self._options, self._backends
+        record = self._watching.observer.record
+        return ReportFacts(record, lambda: _described(options, backends)[1])
+
     async def close(self, kind: type[BaseException] | None, *rest: object) -> None:
         """End what is still in flight and settle the journal; also while being cancelled."""
         if self._timer is not None:
@@ -638,6 +696,8 @@ class Session:
             if self._programs is not None:
                 await self._programs.aclose()
         finally:
+            with anyio.CancelScope(shield=True):
+                await self._watching.close(self.snapshot(), self.run.stopped)
             await self.close_journal(kind, *rest)
 
     async def close_journal(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -657,9 +717,17 @@ class Session:
                     "ok": counts.ok,
                     "failed": counts.failed,
                     "resumed": counts.resumed,
+                    "not_asked": self._not_asked(),
+                    "unrecorded": counts.unrecorded,
                     **self._spending.counts(),
                 },
+                limits=self._watching.observer.record.limits_to_data(),
             )
+
+    def _not_asked(self) -> int:
+        """Return how many items the run leaves of those that are known."""
+        known = max(self._items.total or 0, self._intake.pulled)
+        return max(0, known - self.run.counts.done)
 
     async def _results(self) -> AsyncGenerator[Result, None]:
         ticker = asyncio.create_task(self._tick())
@@ -694,7 +762,8 @@ class Session:
             raise result.error
         if not self.run.stopped:
             kind = type(result.error).__name__
-            self._progress.note(f"{kind}: {result.error}", kind=kind)
+            error = withheld(result.error) if result.restricted else result.error
+            self._progress.note(f"{kind}: {error}", kind=kind)
 
     def _backend_of(self, endpoint: str) -> Backend:
         """Return the adapter to an endpoint, which may be one that has joined since."""
@@ -723,7 +792,9 @@ class Session:
             self.run.tick()
             self._spending.tick(self._engine)
             self._note_waits()
-            self._progress.update(self.snapshot())
+            snapshot = self.snapshot()
+            self._progress.update(snapshot)
+            self._watching.tick(snapshot)
             await asyncio.sleep(_TICK)
 
 

@@ -15,6 +15,7 @@ from scaleinfer import __version__
 from scaleinfer._cli_exit import FAILED, STOPPED, USAGE
 from scaleinfer._cli_fleet import attach
 from scaleinfer._cli_login import login
+from scaleinfer._cli_report import report, watch
 from scaleinfer._cli_runs import runs
 from scaleinfer._cli_simulate import simulate
 from scaleinfer._cli_worker import worker
@@ -38,6 +39,8 @@ cli.add_command(runs)
 cli.add_command(simulate)
 cli.add_command(worker)
 runs.add_command(attach)
+runs.add_command(report)
+runs.add_command(watch)
 
 
 def _backend_options(*, several: bool = False) -> Callable[[Callable[..., Any]], Any]:

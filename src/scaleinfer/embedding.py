@@ -131,7 +131,7 @@ async def parallel_embed(
             )
     async with opened(options, in_order=False) as session:
         results = await session.collect()
-    return MapResult(results, session.stats())
+    return MapResult(results, session.stats(), session.report_facts())
 
 
 class TextRenderer(Renderer):

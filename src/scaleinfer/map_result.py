@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from scaleinfer._watching import ReportFacts
     from scaleinfer.engine import Cost
-    from scaleinfer.observe import ResultSummary
+    from scaleinfer.observe import ResultSummary, Table
 
 __all__ = ["EndpointUse", "MapResult", "RunStats", "TimeShares"]
 
@@ -116,6 +117,8 @@ class RunStats:
         endpoint: Where it was asked; of several, the first and how many more.
         model: Model asked.
         journal: The journal's path, if there is one.
+        journal_head: Digest of the journal's last commit: with it `verify` finds out later whether
+            somebody has written the journal anew.
         stopped: Why the run was stopped early; empty if it was not.
         peak_in_flight: The most calls that were in flight at once.
         time: Where the time went, and what held the run back.
@@ -152,6 +155,7 @@ class RunStats:
     node_hours: float | None = None
     allocation_units: float | None = None
     price_table: str | None = None
+    journal_head: str | None = None
 
     @property
     def unsure_usd(self) -> float:
@@ -164,17 +168,29 @@ class RunStats:
         return (self.items - self.resumed) / self.elapsed_s if self.elapsed_s else 0.0
 
 
+_MOST_ENDPOINTS = 200
+"""Endpoints and models that a report lists."""
+
+
 class MapResult(Sequence[Result]):
     """A map's results in input order.
 
     Args:
         results: One per item, in input order.
         stats: What the run came to.
+        facts: What a report says beyond that.
     """
 
-    def __init__(self, results: list[Result], stats: RunStats) -> None:
+    def __init__(
+        self, results: list[Result], stats: RunStats, facts: ReportFacts | None = None
+    ) -> None:
         self._results = results
         self.stats = stats
+        self._facts = facts
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What a report says of the program is known to its own process only.
+        return {**vars(self), "_facts": None}
 
     @overload
     def __getitem__(self, index: int) -> Result: ...
@@ -304,14 +320,27 @@ class MapResult(Sequence[Result]):
                 writer.write(row)
 
     def report(self, path: str | os.PathLike[str]) -> None:
-        """Write an HTML page that shows what happened: counts, answers, failures.
+        """Write an HTML page that shows what happened, and needs nothing beside it.
+
+        It has charts of answers, calls in flight, tokens, errors and cost over time, what failed
+        and why, the slowest items, and what is known of the program. Of many items it shows some.
 
         Raises:
             ConfigError: The file cannot be written.
         """
         from scaleinfer.observe import write_report
 
-        write_report(path, self.summary(), self._results)
+        stats, facts = self.stats, self._facts
+        write_report(
+            path,
+            self.summary(),
+            self._results,
+            record=None if facts is None else facts.record,
+            manifest=None if facts is None else facts.manifest(),
+            where=" at ".join(filter(None, (stats.model, stats.endpoint))),
+            peak=stats.peak_in_flight,
+            tables=report_tables(stats),
+        )
 
     def summary(self) -> ResultSummary:
         """Return what the map came to, for displays."""
@@ -341,6 +370,57 @@ class MapResult(Sequence[Result]):
         from scaleinfer.observe import result_html
 
         return result_html(self.summary(), self._results)
+
+
+def report_tables(stats: RunStats) -> list[Table]:
+    """Return what a report lists of a run's statistics."""
+    from scaleinfer.observe import Table, money
+
+    uses = [
+        (
+            use.endpoint,
+            f"{use.calls:,}",
+            f"{use.peak_in_flight:,}",
+            f"{use.limit:,}",
+            use.reason,
+            f"{use.goodput:,.1f}",
+            use.state,
+        )
+        for use in stats.endpoints[:_MOST_ENDPOINTS]
+    ]
+    columns = ("endpoint", "#calls", "#in flight at most", "#limit", "why", "#tokens/s", "state")
+    more = len(stats.endpoints) - len(uses)
+    costs = [
+        (
+            cost.endpoint,
+            cost.model or "",
+            f"{cost.calls:,}",
+            f"{cost.failed:,}",
+            f"{cost.usage.prompt_tokens:,}",
+            f"{cost.usage.cached_tokens:,}",
+            f"{cost.usage.completion_tokens:,}",
+            "no price" if cost.cost_usd is None else money(cost.cost_usd),
+            money(cost.unsure_usd) if cost.unsure_usd else "",
+        )
+        for cost in stats.costs[:_MOST_ENDPOINTS]
+    ]
+    bill = ("endpoint", "model", "#calls", "#failed", "#prompt tokens", "#of these cached",
+            "#completion tokens", "#cost", "#unsure")  # fmt: skip
+    shares = [
+        (name, f"{share:.0%}")
+        for name, share in (
+            ("the endpoint", stats.time.endpoint),
+            ("a connection", stats.time.connection),
+            ("the journal", stats.time.record),
+            ("the next try", stats.time.retry),
+        )
+    ]
+    table = f"Prices: {stats.price_table}." if stats.price_table else ""
+    return [
+        Table("Endpoints", columns, uses, f"and {more:,} more" if more > 0 else ""),
+        Table("Cost", bill, costs, table),
+        Table("What calls waited for", ("", "#share of their time"), shares),
+    ]
 
 
 def _missing(package: str) -> ConfigError:

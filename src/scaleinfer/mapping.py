@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scaleinfer._session import BackendSpec, ProgressMode, PromptFn
     from scaleinfer.engine import Budget, Concurrency, Dispatch, RateLimit, Retry
     from scaleinfer.fleet import Fleet
+    from scaleinfer.policy import Policy
     from scaleinfer.prices import Price, Prices
     from scaleinfer.requests import Sampling
     from scaleinfer.results import Result
@@ -48,6 +49,7 @@ class MapOptions(TypedDict, total=False):
     deadline: float | timedelta | None
     budget: Budget | None
     prices: Prices | Mapping[str, Price] | None
+    policy: Policy | None
     journal: str | os.PathLike[str] | None
     key: Callable[[Any], Any] | None
     ordered: bool
@@ -77,6 +79,7 @@ async def parallel_map(
     deadline: float | timedelta | None = None,
     budget: Budget | None = None,
     prices: Prices | Mapping[str, Price] | None = None,
+    policy: Policy | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = True,
@@ -123,6 +126,8 @@ async def parallel_map(
             is sent. What they do not reach is left with `BudgetExceeded`.
         prices: Prices of your own, for models that no public list has: a dict of model to
             `scaleinfer.prices.Price`, or `Prices`.
+        policy: Which endpoints may see which items, and what is kept out of the journal and of
+            telemetry; see `scaleinfer.policy.Policy`.
         journal: Path of a journal. Everything lands there as it happens; the same call again
             resumes.
         key: `key(item)` names an item in results and journal; default a hash of the request.
@@ -145,7 +150,7 @@ async def parallel_map(
     options = Options.of(**locals())
     async with opened(options, in_order=False) as session:
         results = await session.collect()
-    return MapResult(results, session.stats())
+    return MapResult(results, session.stats(), session.report_facts())
 
 
 async def stream_map(
@@ -169,6 +174,7 @@ async def stream_map(
     deadline: float | timedelta | None = None,
     budget: Budget | None = None,
     prices: Prices | Mapping[str, Price] | None = None,
+    policy: Policy | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = False,
@@ -220,6 +226,7 @@ def map_sync(
     deadline: float | timedelta | None = None,
     budget: Budget | None = None,
     prices: Prices | Mapping[str, Price] | None = None,
+    policy: Policy | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = True,

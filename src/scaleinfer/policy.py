@@ -27,7 +27,10 @@ from scaleinfer.errors import ConfigError, PromptError, ScaleInferError, error_f
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["Audience", "Policy", "withheld"]
+__all__ = ["WITHHELD", "Audience", "Policy", "withheld"]
+
+WITHHELD = "what it said is withheld by the policy."
+"""Stands for a message that may quote a prompt or an answer."""
 
 _EVERYWHERE = frozenset({"*", "**"})
 _TAG = "tag:"
@@ -194,7 +197,7 @@ def withheld(error: ScaleInferError) -> ScaleInferError:
     """Return an error without any text that may quote a prompt or an answer."""
     data = error.to_dict()
     kept = {name: data[name] for name in _TOLD if name in data}
-    return error_from_dict(kept | {"message": "what it said is withheld by the policy."})
+    return error_from_dict(kept | {"message": WITHHELD})
 
 
 _TOLD = (

@@ -128,6 +128,8 @@ class Request:
         input: Text to be embedded.
         on_text: Told of the answer's text as it comes, where an adapter can; the answer is
             complete all the same.
+        once: True if whoever sends it must not try again what may have been generated and
+            charged: it is paid for one call, and who pays decides on another.
     """
 
     messages: list[Message] | None = None
@@ -138,6 +140,7 @@ class Request:
     model: str | None = None
     input: str | None = None
     on_text: Callable[[str], None] | None = field(default=None, repr=False, compare=False)
+    once: bool = field(default=False, repr=False, compare=False)
     _digest: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     def digest(self) -> bytes:

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
     from scaleinfer.errors import ScaleInferError
 
-__all__ = ["Attempt", "Completion", "Load", "RateState", "Result", "Usage"]
+__all__ = ["CUT_OFF", "Attempt", "Completion", "Load", "RateState", "Result", "Usage"]
+
+CUT_OFF = "cancelled"
+"""Status of a call that was ended before its answer came."""
 
 
 class Usage(NamedTuple):
@@ -116,7 +119,8 @@ class Attempt:
         endpoint: Where it was sent.
         started: Unix time, in seconds.
         latency_s: Seconds until the answer or the error.
-        status: `ok`, or the error's class name.
+        status: `ok`, the error's class name, or `cancelled` of a call that was ended before its
+            answer came: another was faster, or the run was stopped.
         http_status: HTTP status of an error, if there was one.
         prompt_tokens: Tokens of the prompt.
         completion_tokens: Tokens of the answer.
@@ -169,6 +173,9 @@ class Result:
         tool_calls: Tool calls of the answer, untouched.
         logprobs: Log probabilities of the answer, untouched.
         batch: The server's name for the batch that it was a row of; `None` if it was asked online.
+        label: What the map's policy calls the item; `None` without a policy.
+        restricted: True if the policy keeps the item from some endpoints, and so its text from
+            reports, displays and logs.
     """
 
     key: str
@@ -191,3 +198,5 @@ class Result:
     tool_calls: list[dict[str, Any]] | None = None
     logprobs: dict[str, Any] | None = None
     batch: str | None = None
+    label: str | None = None
+    restricted: bool = False

@@ -254,7 +254,7 @@ def test_a_client_killed_twice_loses_nothing_and_pays_once(tmp_path: Path) -> No
             process = client(first, journal, 3000, items)
             while (
                 first.ledger.other_paths["/resource_server/sophia/vllm/v1/batches"] == batches
-                and not process.poll()
+                and process.poll() is None
             ):
                 time.sleep(0.01)
             time.sleep(0.3 * kill)

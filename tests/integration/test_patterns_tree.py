@@ -228,7 +228,8 @@ async def test_a_tree_is_resumed_and_changes_cost_one_path(journal: Path) -> Non
 async def test_an_interrupted_tree_asks_only_for_what_is_missing(journal: Path) -> None:
     async with SimulatedServer(answer=total, latency=0.01) as server:
         task = asyncio.create_task(added(server, numbers(400), journal=journal, concurrency=4))
-        while server.ledger.answered < 40:  # noqa: ASYNC110 - the server does it
+        while server.ledger.answered < 40:
+            assert not task.done()
             await asyncio.sleep(0.005)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from scaleinfer import (
+    AuthError,
     ConfigError,
     OpenAIBackend,
     Permanent,
@@ -17,8 +18,10 @@ from scaleinfer import (
     PromptError,
     Result,
     Retry,
+    RunStopped,
     SchemaError,
 )
+from scaleinfer.fleet import Fleet
 from scaleinfer.patterns import Member, ensemble
 from scaleinfer.testing import Fault, SimulatedServer
 
@@ -296,6 +299,58 @@ async def test_a_schema_that_nobody_meets() -> None:
     async with SimulatedServer(answer=lambda view: "no JSON") as server:
         [outcome] = await asked(["q"], server, n=3, schema=Matter, retry=Retry(repairs=0))
     assert isinstance(outcome.error, SchemaError)
+
+
+async def test_a_greedy_prompt_fails_its_item_before_anything_is_sent() -> None:
+    async with SimulatedServer() as server:
+        [outcome] = await ensemble(
+            ["q"],
+            lambda item: Prompt(item, sampling={"temperature": 0}),
+            base_url=server.base_url,
+            **QUIET,
+        )
+        assert server.ledger.arrived == 0
+    assert isinstance(outcome.error, ConfigError)
+
+
+async def test_causes_are_kept() -> None:
+    def unlucky(item: str) -> str:
+        return str(1 / 0)
+
+    async with SimulatedServer() as server:
+        [outcome] = await ensemble(["q"], unlucky, base_url=server.base_url, **QUIET)
+        [silent] = await asked(["q"], server, answer=lambda result: result.nothing)
+    assert isinstance(outcome.error and outcome.error.__cause__, ZeroDivisionError)
+    assert isinstance(silent.error and silent.error.__cause__, AttributeError)
+
+
+async def test_a_wrong_key_stops_the_run() -> None:
+    items = [f"record {number}" for number in range(200)]
+    async with SimulatedServer(api_key="right") as server:
+        result = await asked(items, server, api_key="wrong")
+        assert server.ledger.arrived < len(items)
+    assert result.stopped
+    assert not result.ok
+    assert isinstance(result[0].error, AuthError | RunStopped)
+
+
+async def test_an_ensemble_over_a_fleet(tmp_path: Path) -> None:
+    items = [f"record {number}" for number in range(20)]
+    async with SimulatedServer(answer=sampled, models=["a", "b"]) as server:
+        here = await asked(items, server, models=["a", "b"], n=4)
+        arrived = server.ledger.arrived
+        async with Fleet.local(2, backend=server.base_url, model="a") as fleet:
+            await fleet.ready(2, timeout=60)
+            there = await ensemble(
+                items, "{}", models=["a", "b"], n=4, fleet=fleet,
+                journal=tmp_path / "run.db", **QUIET,
+            )  # fmt: skip
+        # The same seeds, so the same answers: nothing more was asked, and nothing less.
+        assert server.ledger.arrived == 2 * arrived
+    assert there.values == here.values
+    assert [outcome.asked for outcome in there] == [outcome.asked for outcome in here]
+    workers = {vote.result.worker for o in there for vote in o.ballots if vote.result}
+    assert None not in workers
 
 
 async def test_displays(tmp_path: Path) -> None:

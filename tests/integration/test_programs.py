@@ -295,3 +295,22 @@ async def test_a_call_after_the_program_is_refused(server: SimulatedServer) -> N
     assert results.values == ["x"]
     with pytest.raises(PromptError, match="ended"):
         await kept[0]("late")
+
+
+async def test_a_dead_endpoint_is_tried_once_for_all_items(server: SimulatedServer) -> None:
+    opened = 0
+
+    class Dead(OpenAIBackend):
+        async def open(self) -> None:
+            nonlocal opened
+            opened += 1
+            raise Permanent("nobody is there", endpoint="dead")
+
+    dead = Dead("http://127.0.0.1:9/v1", model="m")
+
+    async def program(item: int, llm: LLM) -> str | None:
+        return (await llm(str(item), backend=dead)).text
+
+    results = await parallel_map(range(20), program, base_url=server.base_url, **QUIET)
+    assert opened == 1
+    assert [result.error.index for result in results if result.error] == list(range(20))

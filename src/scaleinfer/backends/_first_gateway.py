@@ -19,6 +19,7 @@ from scaleinfer.backends._first_limits import FirstLimits, RequestShare, Turns
 from scaleinfer.backends._first_listing import KNOWN, Route, jobs_of, limits_of, routes_of
 from scaleinfer.backends._globus_tokens import GivenToken, GlobusTokens, TokenSource
 from scaleinfer.backends._wire import WireError, open_wire
+from scaleinfer.backends._wire_aiohttp import AiohttpWire
 from scaleinfer.errors import EndpointError, Permanent, Transient
 
 if TYPE_CHECKING:
@@ -172,8 +173,9 @@ class Gateway:
             EndpointError: It refused, or there was no answer; what was sent may have been done.
         """
         url, data = f"{self.url}{path}", orjson.dumps(body)
-        # A connection of its own: one that is kept may be found closed, and sent over again.
-        wire = open_wire(self.url, kind=self._wire_kind)
+        # A connection of its own: over one that is found closed, requests are sent again.
+        wire = AiohttpWire(self.url)
+        wire.resends = False
         try:
             return await self._json(
                 url, lambda head: wire.post(url, data, head, _POST_TIMEOUT), _JSON_BODY

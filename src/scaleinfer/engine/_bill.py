@@ -133,15 +133,19 @@ class Bill:
             return self._replayed(attempts, backend, asked, most)
         usage: Usage | None = getattr(error, "usage", None)
         if usage is not None:
-            cost = self.pricer.cost(backend, asked, None, usage)
-            line = self._line(backend.endpoint, asked)
-            line.calls += 1
-            line.failed += 1
-            line.add(usage, cost)
-            return Spend(usage.total_tokens, 1, cost or 0)
+            return self._booked(backend, asked, usage)
         if not getattr(error, "reached", True):
             return NOTHING
         return self.cut_off(backend, asked, most if may_be_billed(error) else NOTHING)
+
+    def _booked(self, backend: Backend, asked: str | None, usage: Usage) -> Spend:
+        """Book a call that used so much and brought no answer."""
+        cost = self.pricer.cost(backend, asked, None, usage)
+        line = self._line(backend.endpoint, asked)
+        line.calls += 1
+        line.failed += 1
+        line.add(usage, cost)
+        return Spend(usage.total_tokens, 1, cost or 0)
 
     def cut_off(self, backend: Backend, asked: str | None, most: Spend) -> Spend:
         """Book a call of which nobody knows what it used: at the most."""
@@ -205,6 +209,10 @@ class Bill:
         used = NOTHING
         for attempt in attempts:
             if attempt.status == "ok":
+                continue
+            if attempt.prompt_tokens or attempt.completion_tokens:
+                usage = Usage(attempt.prompt_tokens, attempt.completion_tokens, 0, 1)
+                used = used.plus(self._booked(backend, asked, usage))
                 continue
             # A status is an answer, and one that says no costs nothing.
             unsure = attempt.http_status is None and attempt.status == "Transient"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from scaleinfer.engine._limiter import Outcome
 from scaleinfer.errors import (
     AuthError,
     EndpointError,
+    JournalError,
     Overloaded,
     Permanent,
     RateLimited,
@@ -17,7 +19,7 @@ from scaleinfer.errors import (
     Starting,
     Transient,
 )
-from scaleinfer.results import Attempt, Usage
+from scaleinfer.results import CUT_OFF, Attempt, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -113,6 +115,12 @@ class Call:
                 cost_usd=self.cost_usd,
             )
         )
+
+    def cut_off(self, endpoint: str) -> None:
+        """Tell of a call that was ended before its answer came; the endpoint has seen it."""
+        took = time.monotonic() - self.began
+        with suppress(JournalError):  # it is on its way out, with whatever ended it
+            self.attempted(Attempt(self.number, endpoint, self.started, took, CUT_OFF))
 
     def _replay(self, attempts: Sequence[Attempt], completion: Completion | None = None) -> None:
         """Tell of the calls that a fleet's worker made."""

@@ -214,6 +214,8 @@ class Copies:
                 completion,
                 error,
             )
+            if completion is None and error is None:
+                call.cut_off(backend.endpoint)
             self._pool.wake()
         first.number = call.number
         try:

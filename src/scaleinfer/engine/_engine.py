@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from scaleinfer.engine._bill import may_be_billed
+from scaleinfer.engine._budget import NOTHING
 from scaleinfer.engine._call import Call, as_endpoint_error, outcome_of, settle_pack, settle_place
 from scaleinfer.engine._copies import Copies
 from scaleinfer.engine._dispatch import Dispatch
@@ -23,7 +25,7 @@ from scaleinfer.engine._retry import (
     WaitFor,
 )
 from scaleinfer.engine._sharing import Sharing
-from scaleinfer.errors import EndpointError, SchemaError, WorkerLost
+from scaleinfer.errors import BudgetExceeded, EndpointError, SchemaError, WorkerLost
 from scaleinfer.policy import withheld
 from scaleinfer.results import Attempt, Completion, Usage
 
@@ -339,9 +341,7 @@ class Engine:
                 if error.reached and not isinstance(error, COME_BACK_LATER):
                     most = most // _SMALLER or 1
             if request.input is None:
-                return await self._call(
-                    request, attempted, number, settle, None, account, audience
-                )
+                return await self._call(request, attempted, number, settle, None, account, audience)
         call.endpoint = self._packed_at.pop(id(completion))
         endpoint = self._backends[call.endpoint].endpoint
         call.answered(endpoint, completion, time.monotonic() - call.began)
@@ -364,6 +364,9 @@ class Engine:
                 backend = self._backends[self._packed_at[id(completion)]]
                 payment.answered(call, backend, completion, packed=True)
             return completion
+        except BudgetExceeded:
+            call.used = NOTHING
+            raise
         except EndpointError as error:
             if payment is not None:
                 payment.failed(call, backend, error)
@@ -382,7 +385,7 @@ class Engine:
         spender = self._spender
         if spender is None:
             return await self._send_pack(requests, audience)
-        await spender.reserve_call()
+        spender.reserve_call()
         try:
             return await self._send_pack(requests, audience)
         finally:
@@ -465,6 +468,9 @@ class Engine:
             EndpointError: It was given up.
         """
         self.last_error = error if want.audience is None else _withheld(error)
+        if call.request.once and error.reached and may_be_billed(error):
+            self.authority.rejected(error)
+            raise error
         now = time.monotonic()
         track = track or self.authority.track(now)
         elsewhere = self._several and self._pool.has_other(
@@ -575,6 +581,8 @@ class Engine:
             if call.superseded:
                 # The endpoint has nothing to show for it but the time it took.
                 outcome, completion = Outcome.CANCELLED, None
+            if completion is None and call.error is None:
+                call.cut_off(backend.endpoint)
             settle_place(endpoint, call, want, ended, outcome, completion, error)
             pool.wake()
 
@@ -584,7 +592,8 @@ class Engine:
         backend: Backend,
         timeout: float | None,  # noqa: ASYNC109 - the wire client keeps it
     ) -> Completion:
-        if self._copies is None or call.request.on_text is not None:
+        request = call.request
+        if self._copies is None or request.on_text is not None or request.once:
             completion = await backend.complete(call.request, timeout=timeout)
         else:
             completion = await self._copies.complete(call, timeout)

@@ -155,15 +155,16 @@ class Spender:
             await self._covered(ticket)
         return ticket
 
-    async def reserve_call(self) -> None:
-        """Wait until a call may go whose requests are reserved one by one.
+    def reserve_call(self) -> None:
+        """Reserve a call whose requests are reserved already, one by one; these cannot wait.
 
         Raises:
-            BudgetExceeded: It may not.
+            BudgetExceeded: There is no room for it.
         """
         self.check()
-        if not self._purse.reserve_nowait(_CALL):
-            await self._run_purse(lambda: Most(_CALL, _CALL))
+        if not self._purse.ledger.reserve(_CALL):
+            self.close(self._purse.reached(_CALL))
+            self.check()
         self._committed = self._committed.plus(_CALL)
 
     def settle_call(self) -> None:
@@ -352,7 +353,7 @@ class Spender:
         finally:
             self._vouching = None
 
-    def _measured(  # noqa: PLR0917 - as `reserve`
+    def _measured(
         self,
         request: Request,
         asked: str | None,
@@ -372,7 +373,7 @@ class Spender:
             least,
         )
 
-    def _most(  # noqa: PLR0917 - as `reserve`
+    def _most(
         self,
         bound: Bound,
         asked: str | None,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from scaleinfer.backends import Backend, EndpointStatus
-from scaleinfer.errors import ConfigError, Permanent
+from scaleinfer.errors import ConfigError, Permanent, Transient, WorkerLost
 
 if TYPE_CHECKING:
     from scaleinfer.fleet._fleet import Fleet
@@ -23,16 +23,20 @@ class FleetBackend(Backend):
     Args:
         fleet: The fleet.
         priority: Requests with a higher one go first.
+        once: True if each request is paid for one call. What may have been generated before
+            its worker was lost is then no longer asked by the fleet itself: it fails as
+            `Transient`, and whoever holds the budget decides.
     """
 
     kind: ClassVar[str] = "fleet"
 
-    def __init__(self, fleet: Fleet, *, priority: int = 0) -> None:
+    def __init__(self, fleet: Fleet, *, priority: int = 0, once: bool = False) -> None:
         self.endpoint = f"fleet {fleet.name}"
         self.model = fleet.model
         self.places = self._places
         self._fleet = fleet
         self._priority = priority
+        self._once = once
         self._job = 0
 
     async def open(self) -> None:
@@ -79,6 +83,8 @@ class FleetBackend(Backend):
         if request.model is not None and request.model == self.model:
             # Each worker's endpoint may have a name of its own for it.
             request = replace(request, model=None)
+        if self._once:
+            request = replace(request, once=True)
         broker, number = self._fleet.broker, None
         try:
             number, answer = broker.ask(request, job=self._job, priority=self._priority)
@@ -87,6 +93,13 @@ class FleetBackend(Backend):
             if number is not None:
                 broker.withdraw(number)
             raise
+        except WorkerLost as lost:
+            if not self._once:
+                raise
+            # A request that was never handed over costs nothing.
+            raise Transient(
+                lost.message, endpoint=self.endpoint, hint=lost.hint, reached=number is not None
+            ) from lost
         except ConfigError as error:
             # Of the fleet, not of this request: no other can do better.
             raise Permanent(

@@ -128,7 +128,7 @@ class Broker:
         form, data = self._forms.request(request)
         if self.problem is not None:
             raise copy.copy(self.problem)
-        number = self.table.add(job, priority=priority, size=len(data))
+        number = self.table.add(job, priority=priority, size=len(data), once=request.once)
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         self._asked[number] = _Asked(future, data, form)
         return number, future

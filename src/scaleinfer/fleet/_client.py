@@ -131,6 +131,7 @@ class RemoteBroker:
         self._forms = FormWriter()
         self._refs = self._jobs = 0
         self._open: dict[int, tuple[asyncio.Future[Completion], int, Any]] = {}
+        self._once: set[int] = set()
         self._unsent: dict[int, None] = {}
         self._withdrawn: list[int] = []
         self._number = self._ack = -1
@@ -162,11 +163,14 @@ class RemoteBroker:
         entry = (self._refs, job, priority, orjson.Fragment(data))
         self._open[self._refs] = future, form, (entry, len(data))
         self._unsent[self._refs] = None
+        if request.once:
+            self._once.add(self._refs)
         self._wake.set()
         return self._refs, future
 
     def withdraw(self, ref: int) -> None:
         """Nobody waits for the answer any more."""
+        self._once.discard(ref)
         if self._open.pop(ref, None) is not None:
             self._unsent.pop(ref, None)
             self._withdrawn.append(ref)
@@ -249,6 +253,7 @@ class RemoteBroker:
         self._ack = reply["n"]
         if self._epoch not in {"", reply["epoch"]}:
             # Another coordinator: it knows nothing of what its predecessor was asked.
+            self._give_up_sent()
             self._unsent = dict.fromkeys(self._open)
         self._epoch = reply["epoch"]
         self.workers, self.places = reply["workers"], reply["places"]
@@ -257,6 +262,7 @@ class RemoteBroker:
             self._status = FleetStatus.from_dict(reply["status"])
             self._status_at = time.monotonic()
         for ref, worker, answer in reply["answers"]:
+            self._once.discard(ref)
             entry = self._open.pop(ref, None)
             if entry is None or entry[0].done():
                 continue
@@ -268,6 +274,14 @@ class RemoteBroker:
             else:
                 outcome.worker, outcome.attempts = worker, tuple(attempts)
                 entry[0].set_result(outcome)
+
+    def _give_up_sent(self) -> None:
+        """What its predecessor was asked may be under way; what is paid once is not asked again."""
+        for ref in self._once - set(self._unsent):
+            future, _, _ = self._open.pop(ref)
+            if not future.done():
+                future.set_exception(WorkerLost(f"the coordinator of {self._name} was replaced"))
+        self._once &= set(self._unsent)
 
     def _fail(self, problem: ScaleInferError) -> None:
         self.problem = problem

@@ -403,9 +403,14 @@ class Fleet:
             raise ConfigError(f"the fleet {self.name} is not open.", hint="async with fleet: ...")
         return self._broker
 
-    def backend(self, *, priority: int = 0) -> FleetBackend:
-        """Return the adapter through which one map uses the fleet."""
-        return FleetBackend(self, priority=priority)
+    def backend(self, *, priority: int = 0, once: bool = False) -> FleetBackend:
+        """Return the adapter through which one map uses the fleet.
+
+        Args:
+            priority: Requests with a higher one go first.
+            once: True if each request is paid for one call; see `Request.once`.
+        """
+        return FleetBackend(self, priority=priority, once=once)
 
     def status(self) -> FleetStatus:
         """Return where the fleet stands.

@@ -98,12 +98,13 @@ class LeaseStatistics:
 
 
 class _Task:
-    __slots__ = ("fence", "holders", "job", "losses", "priority", "since", "size")
+    __slots__ = ("fence", "holders", "job", "losses", "once", "priority", "since", "size")
 
-    def __init__(self, job: int, priority: int, size: int) -> None:
+    def __init__(self, job: int, priority: int, size: int, *, once: bool = False) -> None:
         self.job = job
         self.priority = priority
         self.size = size
+        self.once = once
         self.fence = 0
         self.losses = 0
         self.since = 0.0
@@ -166,17 +167,19 @@ class LeaseTable:
 
     # -- tasks -----------------------------------------------------------------------------
 
-    def add(self, job: int, *, priority: int = 0, size: int = 0) -> int:
+    def add(self, job: int, *, priority: int = 0, size: int = 0, once: bool = False) -> int:
         """Add a task and return its number.
 
         Args:
             job: Tasks of the same job come from the same map; jobs share the workers.
             priority: Tasks with a higher one go first.
             size: Bytes it takes in a message.
+            once: True to give it up rather than have it done again after its worker was lost,
+                and never to give it to a second one.
         """
         number = self._next
         self._next += 1
-        self._tasks[number] = _Task(job, priority, size)
+        self._tasks[number] = _Task(job, priority, size, once=once)
         self._queue(number, last=True)
         return number
 
@@ -309,7 +312,11 @@ class LeaseTable:
             task.losses += 1
         for number in reversed(held):
             self._end_lease(worker, number, held[number])
-        guilty = [n for n, t in held.items() if t.losses >= self._most_losses and not t.holders]
+        guilty = [
+            n
+            for n, t in held.items()
+            if (t.once or t.losses >= self._most_losses) and not t.holders
+        ]
         for number in guilty:
             self.withdraw(number)
         return guilty
@@ -482,7 +489,7 @@ class LeaseTable:
                 task = self._tasks[number]
                 out = now - task.since
                 late = out > _LATE * usual > 0 or worker.usual - out > _WORTH * usual
-                if len(task.holders) == 1 and (silent or late):
+                if len(task.holders) == 1 and not task.once and (silent or late):
                     found.append((out, number, name))
         self._late_at = now
         self._late_tasks = [(number, name) for _, number, name in sorted(found)]

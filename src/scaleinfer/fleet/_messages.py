@@ -113,13 +113,14 @@ class AskedForm:
     schema: dict[str, Any] | None
     schema_name: str
     model: str | None
+    once: bool = False
 
 
 class FormWriter:
     """Writes requests; what many have in common gets a number and is said once a message."""
 
     def __init__(self) -> None:
-        self._by_objects: dict[tuple[int, int, str, str | None], tuple[int, AskedForm]] = {}
+        self._by_objects: dict[tuple[int, int, str, str | None, bool], tuple[int, AskedForm]] = {}
         self._numbers: dict[bytes, int] = {}
         self._data: list[bytes] = []
 
@@ -144,11 +145,11 @@ class FormWriter:
 
     def _form(self, request: Request) -> tuple[int, AskedForm]:
         sampling, schema = request.sampling, request.schema
-        key = (id(sampling), id(schema), request.schema_name, request.model)
+        key = (id(sampling), id(schema), request.schema_name, request.model, request.once)
         known = self._by_objects.get(key)
         if known is not None:
             return known
-        form = AskedForm(sampling, schema, request.schema_name, request.model)
+        form = AskedForm(sampling, schema, request.schema_name, request.model, request.once)
         data = _form_data(form)
         number = self._numbers.get(data, -1)
         if number < 0 and len(self._data) < _KEPT_FORMS:
@@ -177,9 +178,11 @@ class FormReader:
         """Return the request."""
         number, messages, prompt, text, *own = data
         form = _form_from(own[0]) if own else self._forms[number]
-        return Request(
+        request = Request(
             messages, prompt, form.sampling, form.schema, form.schema_name, form.model, text
         )
+        request.once = form.once
+        return request
 
 
 def _form_data(form: AskedForm) -> bytes:
@@ -193,12 +196,18 @@ def _form_data(form: AskedForm) -> bytes:
         data["schema"] = form.schema
     if form.model is not None:
         data["model"] = form.model
+    if form.once:
+        data["once"] = True
     return orjson.dumps(data, default=plain, option=orjson.OPT_NON_STR_KEYS)
 
 
 def _form_from(data: dict[str, Any]) -> AskedForm:
     return AskedForm(
-        Sampling.of(data["sampling"]), data.get("schema"), data["name"], data.get("model")
+        Sampling.of(data["sampling"]),
+        data.get("schema"),
+        data["name"],
+        data.get("model"),
+        data.get("once", False),
     )
 
 

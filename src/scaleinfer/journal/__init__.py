@@ -18,6 +18,7 @@ from scaleinfer.journal._read import (
     read_attempts,
     read_results,
 )
+from scaleinfer.journal._redaction import redact
 from scaleinfer.journal._recover import RecoverReport, recover
 from scaleinfer.journal._store import Claim
 from scaleinfer.journal._verify import VerifyReport, verify
@@ -41,5 +42,6 @@ __all__ = [
     "read_attempts",
     "read_results",
     "recover",
+    "redact",
     "verify",
 ]

@@ -51,7 +51,7 @@ class Entry(NamedTuple):
 
     number: int
     """Of the row."""
-    index: int
+    place: int
     """The item's position in the input of the run."""
     kind: int
     """`FAILED`, `ANSWERED` or `TAKEN_UP`."""
@@ -159,9 +159,11 @@ class Chain:
             states: From `pack_states`.
         """
         counts = [count + len(rows) for count, rows in zip(self.counts, added, strict=True)]
+        runs, attempts, unrendered, batches = counts
         link = Link(
-            self.links + 1, run, noted, *counts, hash_rows(added), results, states, b""
-        )  # type: ignore[call-arg]  # mypy cannot count what is unpacked
+            self.links + 1, run, noted, runs, attempts, unrendered, batches, hash_rows(added),
+            results, states, b"",
+        )  # fmt: skip
         link = link._replace(digest=link.digest_after(self.head))
         connection.execute(f"INSERT INTO chain VALUES ({','.join('?' * len(link))})", link)
         self.head, self.links, self.counts = link.digest, link.id, counts

@@ -40,7 +40,7 @@ class Close:
     """The end of the run."""
 
     state: str
-    counts: dict[str, int]
+    counts: dict[str, Any]
 
 
 @dataclass(slots=True)

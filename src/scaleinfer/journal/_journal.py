@@ -258,7 +258,9 @@ class Journal:
         self._inbox.ring()
         await future
 
-    async def aclose(self, *, state: str, counts: dict[str, int]) -> None:
+    async def aclose(
+        self, *, state: str, counts: dict[str, int], limits: dict[str, Any] | None = None
+    ) -> None:
         """End the run: commit, leave one file, remove the lock. Again does nothing.
 
         A cancelled caller still waits for it, then is cancelled.
@@ -266,11 +268,12 @@ class Journal:
         Args:
             state: `complete`, `stopped` or `failed`.
             counts: What the caller counted; shown by `list_runs`.
+            limits: What the limiters decided when, as JSON data; for reports.
 
         Raises:
             JournalError: The end could not be written, and nobody was told of that before.
         """
-        self._end(state, counts)
+        self._end(state, counts if limits is None else {**counts, "limits": limits})
         cancelled: asyncio.CancelledError | None = None
         # A future, not a task: whoever cancels all tasks does not cancel this.
         waiter = asyncio.get_running_loop().run_in_executor(None, self._writer.join)
@@ -298,7 +301,7 @@ class Journal:
         writer = self._writer
         return replace(writer.statistics, queued=len(writer.inbox))
 
-    def _end(self, state: str, counts: dict[str, int]) -> None:
+    def _end(self, state: str, counts: dict[str, Any]) -> None:
         if not self._closed:
             self._closed = True
             self._inbox.closes.append(Close(state, dict(counts)))

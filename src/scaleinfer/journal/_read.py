@@ -48,6 +48,7 @@ class RunInfo:
         counts: What the journal counted (`ok`, `failed`, `reused`, `unrendered`, `attempts`), and
             over it what the run itself counted when it ended.
         data: The manifest: versions, parameters, hashes.
+        limits: What the limiters decided when, for reports; empty if the run was killed.
     """
 
     id: int
@@ -58,6 +59,7 @@ class RunInfo:
     fingerprint: str
     counts: dict[str, int] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +162,9 @@ def list_runs(path: str | os.PathLike[str]) -> list[RunInfo]:
             state="killed" if state in {"running", None} else state,
             fingerprint=fingerprint,
             counts={n: c or 0 for n, c in zip(names, tallies, strict=True)}
-            | orjson.loads(counts or "{}"),
+            | {n: c for n, c in orjson.loads(counts or "{}").items() if isinstance(c, int)},
             data=orjson.loads(data),
+            limits=orjson.loads(counts or "{}").get("limits", {}),
         )
         for number, name, started, ended, state, fingerprint, *tallies, counts, data in rows
     ]

@@ -322,7 +322,7 @@ class Store:
             if cursor is not None:
                 self._cursors[claim.identity] = min(cursor, claim.occurrence)
 
-    def commit(self, state: str = "running", counts: dict[str, int] | None = None) -> int:
+    def commit(self, state: str = "running", counts: dict[str, Any] | None = None) -> int:
         """Write what is held, durably, and return how many rows that were.
 
         Args:
@@ -416,7 +416,7 @@ class Store:
         for identity, occurrence in self._settled:
             out.remove(identity, occurrence)
 
-    def save_state(self, state: str, ended: float | None, counts: dict[str, int]) -> bytes:
+    def save_state(self, state: str, ended: float | None, counts: dict[str, Any]) -> bytes:
         """Write the run's state and counts into the open transaction; return their digest."""
         tally = self.tally
         values = (

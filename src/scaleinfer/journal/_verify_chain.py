@@ -197,10 +197,10 @@ class _Walk:
             if not 0 < entry.number <= self._highest:
                 self._note(f"link {link.id} of the chain names results row {entry.number}")
                 continue
-            self._keep(link.run, entry.number, entry.index, entry.digest)
+            self._keep(link.run, entry.number, entry.place, entry.digest)
             if whole and not adopted:
                 run.kinds[min(entry.kind, TAKEN_UP)] += 1
-                run.see(entry.index)
+                run.see(entry.place)
         self._states.update(unpack_states(link.states))
 
     def _tally(self, table: str, rows: list[Any]) -> None:

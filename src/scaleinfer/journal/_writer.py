@@ -171,7 +171,7 @@ class Writer(threading.Thread):
         for claim in turn.releases:
             store.release(claim)
 
-    def _commit(self, state: str = "running", counts: dict[str, int] | None = None) -> None:
+    def _commit(self, state: str = "running", counts: dict[str, Any] | None = None) -> None:
         """Bring everything at hand to disk, then tell those who wait, with one call."""
         self._check_ownership()
         began = time.monotonic()

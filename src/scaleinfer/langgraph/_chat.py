@@ -13,21 +13,20 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
-import orjson
 from anyio.from_thread import BlockingPortalProvider
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, convert_to_openai_messages
-from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.output_parsers import JsonOutputParser
-from langchain_core.output_parsers.openai_tools import make_invalid_tool_call, parse_tool_call
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableLambda, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
 from scaleinfer.backends import Backend, resolve_backend
 from scaleinfer.errors import ConfigError
-from scaleinfer.program import LLM, current_llm, open_llm
+from scaleinfer.langgraph._chat_messages import chat_result, last_chunk
+from scaleinfer.langgraph._own_engine import OwnEngine
+from scaleinfer.program import LLM, current_llm
 from scaleinfer.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ class ChatScaleInfer(BaseChatModel):
     _own: Backend | None = PrivateAttr(default=None)
     _lock: threading.Lock = PrivateAttr(default_factory=threading.Lock)
     _in_threads: int = PrivateAttr(default=0)
-    _engines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Engine] = PrivateAttr(
+    _engines: WeakKeyDictionary[asyncio.AbstractEventLoop, OwnEngine] = PrivateAttr(
         default_factory=WeakKeyDictionary
     )
 
@@ -168,7 +167,7 @@ class ChatScaleInfer(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return _chat_result(await self._ask(messages, stop, kwargs))
+        return chat_result(await self._ask(messages, stop, kwargs))
 
     def _generate(
         self,
@@ -202,7 +201,7 @@ class ChatScaleInfer(BaseChatModel):
         finally:
             asked.cancel()
         # Where nothing could be streamed, the answer comes as one piece.
-        yield _last_chunk(result, "" if told else result.text or "")
+        yield last_chunk(result, "" if told else result.text or "")
 
     def _stream(
         self,
@@ -350,7 +349,7 @@ class ChatScaleInfer(BaseChatModel):
         engine = self._engines.get(loop)
         if engine is None:
             options = {name: getattr(self, name) for name in _ENGINE if name != "fleet"}
-            engine = self._engines[loop] = _Engine(options | {"backend": self._endpoint()})
+            engine = self._engines[loop] = OwnEngine(options | {"backend": self._endpoint()})
         return await engine.llm()
 
     @contextmanager
@@ -379,43 +378,6 @@ class ChatScaleInfer(BaseChatModel):
         yield lambda ask: asyncio.run_coroutine_threadsafe(ask(), loop)
 
 
-class _Engine:
-    """A model's own engine on one loop, open from the first call to the loop's end."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._options = options
-        self._opening = asyncio.Lock()
-        self._llm: asyncio.Future[LLM] | None = None
-        self._keeper: asyncio.Task[None] | None = None
-
-    async def llm(self) -> LLM:
-        async with self._opening:
-            if self._keeper is None or self._keeper.done():
-                self._llm = asyncio.get_running_loop().create_future()
-                self._keeper = asyncio.create_task(self._keep(self._llm))
-        assert self._llm is not None
-        return await asyncio.shield(self._llm)
-
-    async def _keep(self, llm: asyncio.Future[LLM]) -> None:
-        # What opened it closes it, when this task is cancelled: by `aclose`, or with the loop.
-        try:
-            async with open_llm(**self._options) as opened:
-                llm.set_result(opened)
-                await asyncio.Event().wait()
-        except BaseException as error:
-            if llm.done():
-                raise
-            llm.set_exception(error)
-            if not isinstance(error, Exception):
-                raise
-
-    async def aclose(self) -> None:
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
-
-
 def _tool_choice(choice: str | bool | dict[str, Any]) -> str | dict[str, Any]:
     if isinstance(choice, dict):
         return choice
@@ -426,72 +388,5 @@ def _tool_choice(choice: str | bool | dict[str, Any]) -> str | dict[str, Any]:
     return {"type": "function", "function": {"name": choice}}
 
 
-def _last_chunk(result: Result, text: str) -> ChatGenerationChunk:
-    whole = _message(result, text)
-    calls = [
-        tool_call_chunk(
-            name=call["name"],
-            args=orjson.dumps(call["args"]).decode(),
-            id=call["id"],
-            index=number,
-        )
-        for number, call in enumerate(whole.tool_calls)
-    ]
-    return ChatGenerationChunk(
-        message=AIMessageChunk(
-            content=text,
-            tool_call_chunks=calls,
-            usage_metadata=whole.usage_metadata,
-            response_metadata=whole.response_metadata,
-            additional_kwargs=whole.additional_kwargs,
-            chunk_position="last",
-        )
-    )
-
-
 def _parsed(message: AIMessage) -> Any:
     return message.additional_kwargs["parsed"]
-
-
-def _chat_result(result: Result) -> ChatResult:
-    texts = result.choices or [result.text or ""]
-    messages = [_message(result, text) for text in texts]
-    return ChatResult(
-        generations=[ChatGeneration(message=message) for message in messages],
-        llm_output={"model_name": result.model},
-    )
-
-
-def _message(result: Result, text: str) -> AIMessage:
-    calls, invalid = [], []
-    for call in result.tool_calls or ():
-        try:
-            parsed = parse_tool_call(call, return_id=True)
-        except Exception as error:
-            invalid.append(make_invalid_tool_call(call, str(error)))
-        else:
-            calls.append(parsed)
-    usage = result.usage
-    message = AIMessage(
-        content=text,
-        tool_calls=calls,
-        invalid_tool_calls=invalid,
-        usage_metadata={
-            "input_tokens": usage.prompt_tokens,
-            "output_tokens": usage.completion_tokens,
-            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-            "input_token_details": {"cache_read": usage.cached_tokens},
-        },
-        response_metadata={
-            "model_name": result.model,
-            "finish_reason": result.finish_reason,
-            "endpoint": result.endpoint,
-            "attempts": result.attempts,
-            "cost_usd": result.cost_usd,
-            "resumed": result.resumed,
-        }
-        | ({} if result.logprobs is None else {"logprobs": result.logprobs}),
-    )
-    if isinstance(result.value, BaseModel):
-        message.additional_kwargs["parsed"] = result.value
-    return message

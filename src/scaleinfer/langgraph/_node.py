@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from scaleinfer.batch import Batch
     from scaleinfer.engine import Budget, Dispatch, RateLimit, Retry
     from scaleinfer.fleet import Fleet
+    from scaleinfer.policy import Policy
     from scaleinfer.prices import Price, Prices
     from scaleinfer.requests import Sampling
 
@@ -67,6 +68,7 @@ class NodeOptions(TypedDict, total=False):
     deadline: float | timedelta | None
     budget: Budget | None
     prices: Prices | Mapping[str, Price] | None
+    policy: Policy | None
     journal: bool | str | os.PathLike[str] | None
     key: Callable[[Any], Any] | None
     ordered: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Self
 
 from scaleinfer.observe._format import amount, duration, money, one_line, percent, rate
@@ -10,7 +11,7 @@ from scaleinfer.observe._rate import Rate
 from scaleinfer.observe._repeats import Repeats
 from scaleinfer.observe._snapshot import Snapshot
 
-__all__ = ["Progress", "summary_line"]
+__all__ = ["Progress", "snapshot_line", "summary_line"]
 
 _LINE = 300
 
@@ -122,11 +123,41 @@ class Progress(ABC):
         cost = self._last.cost_usd
         return "" if cost is None else f"{money(cost)} spent"
 
+    def _words(self) -> str:
+        """Return where the run stands, in a line."""
+        now = self._last
+        parts = [self._reached(), *self._counts(), self._speed(), self._token_speed()]
+        parts += [self._spent(), self._left()]
+        phase = "" if now.phase == "running" else f"{now.phase}, "
+        return f"{phase}{', '.join(filter(None, parts))} after {duration(now.elapsed_s)}"
+
     def _reached(self) -> str:
         now = self._last
         if now.total is None:
             return f"{now.done:,} done"
         return f"{now.done:,}/{now.total:,} ({percent(now.done, now.total)})"
+
+
+def snapshot_line(snapshot: Snapshot) -> str:
+    """Return one line that says where a run stands."""
+    line = _Line(snapshot.name)
+    # Of one moment only the mean rate is known.
+    line.update(replace(snapshot, elapsed_s=0.0, done=snapshot.resumed, completion_tokens=0))
+    line.update(snapshot)
+    return line.text
+
+
+class _Line(Progress):
+    text = ""
+
+    def _show(self, before: Snapshot, now: Snapshot) -> None:
+        self.text = f"{self._title()}: {self._words()}"
+
+    def _say(self, line: str) -> None:
+        pass
+
+    def _end(self, summary: str, repeated: str) -> None:
+        pass
 
 
 def summary_line(snapshot: Snapshot, *, stopped: str | None = None) -> str:

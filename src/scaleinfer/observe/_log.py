@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TextIO
 
 from scaleinfer.observe._base import Progress
-from scaleinfer.observe._format import duration
 from scaleinfer.observe._stream import Stderr
 
 if TYPE_CHECKING:
@@ -33,11 +32,7 @@ class LogProgress(Progress):
             return
         later = [due for due in _FIRST_S if due > now.elapsed_s]
         self._due = later[0] if later else now.elapsed_s + _EVERY_S
-        parts = [self._reached(), *self._counts(), self._speed(), self._token_speed()]
-        parts += [self._spent(), self._left()]
-        line = ", ".join(part for part in parts if part)
-        phase = "" if now.phase == "running" else f"{now.phase}, "
-        self._say(f"{phase}{line} after {duration(now.elapsed_s)}")
+        self._say(self._words())
 
     def _say(self, line: str) -> None:
         self._write(f"{self._title()}: {line}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scaleinfer.observe._summary import ResultSummary
     from scaleinfer.results import Result
 
-__all__ = ["report_page", "write_report"]
+__all__ = ["report_page", "write_page", "write_report"]
 
 
 def write_report(
@@ -56,6 +56,15 @@ def write_report(
     content = report_page(
         summary, digest, record=record, manifest=manifest, where=where, peak=peak, tables=tables
     )
+    write_page(path, content)
+
+
+def write_page(path: str | os.PathLike[str], content: str) -> None:
+    """Write a page.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
     try:
         Path(path).write_text(content, encoding="utf-8")
     except OSError as error:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scaleinfer.observe._prometheus import Exposition
     from scaleinfer.observe._sinks import RunFacts, Sink
 
-__all__ = ["Telemetry", "configure", "metrics_url", "open_sinks"]
+__all__ = ["Telemetry", "check_telemetry", "configure", "metrics_url", "open_sinks"]
 
 VARIABLE = "SCALEINFER_TELEMETRY"
 _LAST_PORT = 65535
@@ -131,23 +131,33 @@ def metrics_url() -> str | None:
     return None if _Process.exposition is None else _Process.exposition.url
 
 
-def open_sinks(facts: RunFacts) -> list[Sink]:
-    """Return what is to be told of a run.
+def check_telemetry() -> None:
+    """Take up what the variable `SCALEINFER_TELEMETRY` says, if nothing was configured.
 
     Raises:
-        ConfigError: The variable `SCALEINFER_TELEMETRY` makes no sense.
+        ConfigError: It makes no sense, or as `configure`.
     """
     if not _Process.read_variable:
         text = os.environ.get(VARIABLE, "")
         configure(Telemetry.parse(text) if text else None)
+
+
+def open_sinks(facts: RunFacts, *, quotes: bool = True) -> list[Sink]:
+    """Return what is to be told of a run.
+
+    Args:
+        facts: The run.
+        quotes: False if nothing may be told that quotes a prompt.
+    """
     telemetry = _Process.telemetry
     sinks: list[Sink] = []
     if telemetry is None:
         return sinks
+    error_texts = telemetry.error_texts and quotes
     if telemetry.spans:
         from scaleinfer.observe._otel import Spans
 
-        sinks.append(Spans(facts, telemetry.spans, error_texts=telemetry.error_texts))
+        sinks.append(Spans(facts, telemetry.spans, error_texts=error_texts))
     if telemetry.metrics:
         from scaleinfer.observe._otel import Metrics
 
@@ -157,5 +167,5 @@ def open_sinks(facts: RunFacts) -> list[Sink]:
     if telemetry.logs:
         from scaleinfer.observe._records import Records
 
-        sinks.append(Records(facts, error_texts=telemetry.error_texts))
+        sinks.append(Records(facts, error_texts=error_texts))
     return sinks

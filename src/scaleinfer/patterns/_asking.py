@@ -83,7 +83,8 @@ async def together() -> AsyncGenerator[asyncio.TaskGroup]:
         first: BaseException = errors
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
-        raise first from None
+        # Not `from None`: a cause that the error has is what the reader wants to see.
+        raise first from first.__cause__
 
 
 async def gathered(asked: Iterable[Awaitable[Result]]) -> list[Result | ScaleInferError]:

@@ -266,11 +266,15 @@ class _Poll:
     async def run(self, item: Any, llm: LLM) -> EnsembleOutcome:
         """Hold the election of one item."""
         prompt = await self._prompt(item)
+        changes = [
+            varied(llm, prompt, member, voter // self._members, self._seed)
+            for voter, member in enumerate(self._voters)
+        ]
         election = Election(self._ceilings, early=self._early)
         votes: dict[int, Vote] = {}
 
         async def poll(voter: int) -> None:
-            votes[voter] = vote = await self._poll(llm, prompt, voter)
+            votes[voter] = vote = await self._poll(llm, prompt, voter, changes[voter])
             election.cast(voter, vote.answer, vote.weight)
             ask_more()
 
@@ -284,9 +288,8 @@ class _Poll:
         ballots = tuple(votes[voter] for voter in sorted(votes))
         return self._outcome(ballots, election.tally())
 
-    async def _poll(self, llm: LLM, prompt: Any, voter: int) -> Vote:
+    async def _poll(self, llm: LLM, prompt: Any, voter: int, changes: dict[str, Any]) -> Vote:
         member = self._voters[voter]
-        changes = varied(llm, prompt, member, voter // self._members, self._seed)
         if self._confidence is probability:
             changes["logprobs"] = True
         try:

@@ -102,8 +102,11 @@ def for_map(
         name: Name of the map, if the caller gave none.
     """
     options = {**options, "name": options.get("name") or name}
+    if options.get("fleet") is not None:
+        # Its workers know where to ask, and each request says which model.
+        return options, members
     given = options.get("backend") is not None or options.get("base_url") is not None
-    if not given and options.get("fleet") is None and all(m.backend is not None for m in members):
+    if not given and all(member.backend is not None for member in members):
         options["backend"] = members[0].backend
     own = options.get("backend")
     if own is not None and not isinstance(own, list | tuple):

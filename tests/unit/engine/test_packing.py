@@ -23,7 +23,9 @@ class Endpoint:
         self.hold: asyncio.Event | None = None
         self.cancelled = 0
 
-    async def __call__(self, requests: list[Request]) -> list[Completion | EndpointError]:
+    async def __call__(
+        self, requests: list[Request], audience: Audience | None
+    ) -> list[Completion | EndpointError]:
         self.packs.append([request.prompt for request in requests])
         if self.hold is not None:
             try:
@@ -94,7 +96,9 @@ async def test_outcomes_are_kept_apart() -> None:
 
 
 async def test_what_fails_the_call_fails_each_with_an_error_of_its_own() -> None:
-    async def broken(requests: list[Request]) -> list[Completion | EndpointError]:
+    async def broken(
+        requests: list[Request], audience: Audience | None
+    ) -> list[Completion | EndpointError]:
         raise Transient("lost", status=502)
 
     errors = await asyncio.gather(*calls(Packer(broken, most=3), "a", "b"), return_exceptions=True)
@@ -103,7 +107,9 @@ async def test_what_fails_the_call_fails_each_with_an_error_of_its_own() -> None
 
 
 async def test_an_answer_for_too_few_is_nobodys() -> None:
-    async def short(requests: list[Request]) -> list[Completion | EndpointError]:
+    async def short(
+        requests: list[Request], audience: Audience | None
+    ) -> list[Completion | EndpointError]:
         return [Completion("x")]
 
     errors = await asyncio.gather(*calls(Packer(short, most=3), "a", "b"), return_exceptions=True)

@@ -343,3 +343,25 @@ def test_a_worker_without_room_gets_nothing_more(room: int) -> None:
     peer = Peer(table, room=room)
     assert len(peer.message().leases) == room
     assert not peer.message().leases
+
+
+def test_what_is_paid_for_once_is_given_up_with_its_worker() -> None:
+    table = LeaseTable()
+    first, second = Peer(table, "a"), Peer(table, "b")
+    once, often = table.add(0, once=True), table.add(0)
+    first.message()
+    assert set(first.held) == {once, often}
+    assert table.lost("a") == [once]
+    assert [number for number, _ in second.message(1.0).leases] == [often]
+
+
+def test_what_is_paid_for_once_is_never_given_to_a_second_worker() -> None:
+    table = LeaseTable(copies_share=1.0)
+    first, second = Peer(table, "a"), Peer(table, "b")
+    once, often = table.add(0, once=True), table.add(0)
+    first.message(0.0)
+    first.unbegun.clear()
+    for moment in range(1, 60):
+        second.message(float(moment))
+    assert once in first.held
+    assert set(second.held) == {often}
