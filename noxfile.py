@@ -21,6 +21,7 @@ BENCHMARKS = (
     "simulate",
     "fleet",
     "fleet_faults",
+    "langgraph",
     "journal",
     "journal_cpu",
     "local openvino",
@@ -98,6 +99,8 @@ def examples(session: nox.Session) -> None:
     session.run(
         "pytest",
         "tests/integration/test_examples.py",
+        "tests/integration/test_langgraph_example.py",
+        "tests/integration/test_patterns_example.py",
         "tests/integration/fleet/test_fleet_examples.py",
         *session.posargs,
     )
@@ -112,7 +115,7 @@ def bench(session: nox.Session) -> None:
     `-- "throughput --python PEERS/bin/python"`; without it they are listed as not there.
     """
     _install(session, "test", extras="local,http2,hpc")
-    session.install("pyreqwest>=0.15", "xllamacpp")
+    session.install("pyreqwest>=0.15", "xllamacpp", "langchain-openai>=1.0")
     session.run("scaleinfer", "model", "install")
     for benchmark in session.posargs or BENCHMARKS:
         name, *arguments = benchmark.split()

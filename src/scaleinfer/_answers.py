@@ -426,9 +426,10 @@ def joint_result(index: int, key: str, item: Any, answers: dict[str, Answer]) ->
     usage = Usage()
     for answer in answers.values():
         usage = usage.plus(answer.usage)
-    last = list(answers.values())[-1]
+    # By name, not by order: a journal does not know in which they were asked.
+    last = answers[max(answers)]
     error = None
-    for name, answer in answers.items():
+    for name, answer in sorted(answers.items()):
         if error is None and answer.error is not None:
             error = answer.error
             error.message = f"question {name!r}: {error.message}"

@@ -94,7 +94,7 @@ def _reference(git: Path, name: str) -> str:
 def _dirty(root: Path) -> bool | None:
     command = ["git", "-c", "core.fsmonitor=false", "status", "--porcelain", "-uno"]
     try:
-        done = subprocess.run(  # noqa: S603 - a fixed command
+        done = subprocess.run(
             command,
             cwd=root,
             env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},

@@ -11,8 +11,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from scaleinfer._answers import single_result
+from scaleinfer._program import LLM, current_llm, is_graph
 from scaleinfer.errors import ConfigError, PromptError, ScaleInferError
-from scaleinfer.program import LLM, current_llm, is_graph
 from scaleinfer.prompts import Question, Renderer
 from scaleinfer.requests import Request, Sampling
 from scaleinfer.results import Result, Usage

@@ -25,21 +25,21 @@ from scaleinfer.errors import (
     SchemaError,
     error_from_dict,
 )
-from scaleinfer.prices import Pricer
 from scaleinfer.policy import withheld
+from scaleinfer.prices import Pricer
 from scaleinfer.results import Result, Usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
 
     from scaleinfer._intake import Intake, Work
+    from scaleinfer._program import LLM
     from scaleinfer._programs import Programs
     from scaleinfer._spending import Spending
     from scaleinfer.data import Source
     from scaleinfer.engine import Engine, Purse
     from scaleinfer.journal import Claim, Journal
     from scaleinfer.policy import Audience, Policy
-    from scaleinfer.program import LLM
     from scaleinfer.prompts import Question
     from scaleinfer.requests import Request
     from scaleinfer.results import Attempt

@@ -19,6 +19,7 @@ from scaleinfer._batch_run import BatchRun
 from scaleinfer._intake import Intake
 from scaleinfer._interrupt import on_interrupt
 from scaleinfer._manifest import describe_run
+from scaleinfer._program import Graph, Program, is_program
 from scaleinfer._programs import ProgramRenderer, Programs, no_batches
 from scaleinfer._run import Run
 from scaleinfer._spending import Spending
@@ -42,7 +43,6 @@ from scaleinfer.map_result import EndpointUse, RunStats
 from scaleinfer.observe import Snapshot, check_telemetry, open_progress, summary_line
 from scaleinfer.policy import Policy, withheld
 from scaleinfer.prices import PICO, Prices, price_table
-from scaleinfer.program import Graph, Program, is_program
 from scaleinfer.prompts import Renderer
 from scaleinfer.requests import Sampling
 
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from scaleinfer._batch_mode import BatchPlan, Mode
+    from scaleinfer._program import LLM
     from scaleinfer.backends import Resolved
     from scaleinfer.data import Source
     from scaleinfer.engine import EndpointStatistics
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
     from scaleinfer.journal import Journal
     from scaleinfer.observe import Progress
     from scaleinfer.prices import Price
-    from scaleinfer.program import LLM
     from scaleinfer.results import Result
 
 __all__ = ["BackendSpec", "Options", "ProgressMode", "PromptFn", "Session", "open_calls", "opened"]

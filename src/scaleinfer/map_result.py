@@ -271,6 +271,16 @@ class MapResult(Sequence[Result]):
         costs = [result.cost_usd for result in self._results if result.cost_usd is not None]
         return sum(costs) if costs else None
 
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits over all that endpoints said and all that was counted.
+
+        `scaleinfer.audit.replay` of the run's journal has the same.
+        """
+        from scaleinfer._digest import results_digest
+
+        return results_digest(self._results)
+
     def rows(self, *, id_field: str | None = None) -> Iterator[dict[str, Any]]:
         """Yield each result as plain JSON data; see `scaleinfer.data.result_row`."""
         from scaleinfer.data import result_row

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from scaleinfer.journal._batches import BatchEvent, BatchMember, OpenBatch, pack_members
 from scaleinfer.journal._format import Manifest
+from scaleinfer.journal._history import read_run, read_sights
 from scaleinfer.journal._journal import Journal
 from scaleinfer.journal._read import (
     RunInfo,
@@ -18,9 +19,10 @@ from scaleinfer.journal._read import (
     read_attempts,
     read_results,
 )
-from scaleinfer.journal._redaction import redact
 from scaleinfer.journal._recover import RecoverReport, recover
+from scaleinfer.journal._redaction import redact
 from scaleinfer.journal._store import Claim
+from scaleinfer.journal._upgrade import upgrade
 from scaleinfer.journal._verify import VerifyReport, verify
 from scaleinfer.journal._writer import JournalStatistics
 
@@ -41,7 +43,10 @@ __all__ = [
     "pack_members",
     "read_attempts",
     "read_results",
+    "read_run",
+    "read_sights",
     "recover",
     "redact",
+    "upgrade",
     "verify",
 ]

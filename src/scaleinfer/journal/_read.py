@@ -28,6 +28,7 @@ __all__ = [
     "read_attempts",
     "read_results",
     "reading",
+    "unrendered_results",
 ]
 
 _CHECK_EVERY = 1000
@@ -75,6 +76,8 @@ class StoredResult:
         payload: What the run recorded: text, value, error, usage, ...
         run: The run that had it last.
         rendered: False if `prompt_fn` failed for the item; the payload holds the error only.
+        kept: False if a later run has replaced it, which only `read_run` tells; the payload is
+            empty then.
     """
 
     key: str
@@ -85,6 +88,7 @@ class StoredResult:
     payload: dict[str, Any]
     run: int
     rendered: bool = True
+    kept: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +215,7 @@ def read_results(
             which = "run IN (SELECT id FROM runs WHERE fingerprint = ?)"
             arguments = (found[0] if found else "",)
         results = _results(connection, which, arguments)
-        missing = _unrendered(connection, chosen)
+        missing = unrendered_results(connection, chosen)
         merged = heapq.merge(results, missing, key=lambda result: result.index)
         for number, result in enumerate(merged):
             if number % _CHECK_EVERY == _CHECK_EVERY - 1:
@@ -236,7 +240,10 @@ def _results(
         yield StoredResult(key, question, occurrence, index, ok == 1, orjson.loads(payload), run)
 
 
-def _unrendered(connection: sqlite3.Connection, run: int | None) -> Iterator[StoredResult]:
+def unrendered_results(
+    connection: sqlite3.Connection, run: int | None
+) -> Iterator[StoredResult]:
+    """Yield a run's items without a prompt in the order of their index."""
     rows = connection.execute(
         "SELECT key, idx, error FROM unrendered WHERE run = ? ORDER BY idx, id", (run,)
     )

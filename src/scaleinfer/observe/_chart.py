@@ -19,6 +19,8 @@ _WIDTH, _HEIGHT = 640, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 28
 _IN_WIDTH, _IN_HEIGHT = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 _HITS = 120
+_LEAST_BARS = 9
+_WORD = 26
 _TIME_STEPS = (
     0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600,
     7200, 10800, 21600, 43200, 86400, 172800, 604800,
@@ -115,7 +117,7 @@ def stack_chart(
     """
     bins = max((len(counts) for _, _, counts in series), default=0)
     sums = [sum(counts[n] for _, _, counts in series if n < len(counts)) for n in range(bins)]
-    top, ticks = _round_up(max(sums, default=0.0))
+    top, ticks = _round_up(max(sums, default=0.0), whole=True)
     frame = _Frame(max(elapsed_s, bins * width_s) or 1.0, top)
     parts = [frame.grid(ticks, _count), frame.times()]
     below = [0.0] * bins
@@ -128,7 +130,8 @@ def stack_chart(
         if total:
             said = [f"{c[n]:,.0f} {name}" for name, _, c in series if n < len(c) and c[n]]
             parts.append(frame.hit(n * width_s, (n + 1) * width_s, [duration(n * width_s), *said]))
-    return _figure(title, "".join(parts), [(name, c, False) for name, c, _ in series], note)
+    names = [(name, colour, False) for name, colour, _ in series]
+    return _figure(title, "".join(parts), names, note, always=True)
 
 
 def histogram(
@@ -150,21 +153,27 @@ def histogram(
     """
     if not bars:
         return ""
-    top, ticks = _round_up(max(number for _, _, number in bars))
+    top, ticks = _round_up(max(number for _, _, number in bars), whole=True)
+    bars = _padded(bars)
     frame = _Frame(len(bars), top)
     parts = [frame.grid(ticks, _count)]
     every = ceil(len(bars) / _TICKS)
+    said = ""
     for n, (low, high, number) in enumerate(bars):
-        if n % every == 0:
-            parts.append(frame.below(n, value(low)))
+        if n % every == 0 and value(low) != said:
+            said = value(low)
+            parts.append(frame.below(n, said))
         if number:
             parts.append(frame.bar(n, n + 1, 0.0, number, colour))
             parts.append(frame.hit(n, n + 1, [f"{value(low)} to {value(high)}", f"{number:,}"]))
+    written = -_WORD
     for name, at in quantiles:
         place = next((n for n, (_, high, _) in enumerate(bars) if at <= high), len(bars) - 1)
         low, high, _ = bars[place]
         within = min(1.0, max(0.0, (at - low) / (high - low)))
-        parts.append(frame.upright(place + within, name))
+        x = float(frame.x(place + within))
+        parts.append(frame.upright(x, name if x - written >= _WORD else ""))
+        written = x if x - written >= _WORD else written
     words = ", ".join(f"{name} {value(at)}" for name, at in quantiles)
     return _figure(title, "".join(parts), (), words)
 
@@ -252,12 +261,14 @@ class _Frame:
             f' height="{_IN_HEIGHT}"><title>{text}</title></rect>'
         )
 
-    def upright(self, place: float, name: str) -> str:
-        x = self.x(place)
-        return (
-            f'<path class="upright" d="M{x} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
-            f'<text class="start" x="{float(x) + 3:.1f}" y="{_TOP + 8}">{shown(name)}</text>'
-        )
+    def upright(self, x: float, name: str) -> str:
+        line = f'<path class="upright" d="M{_number(x)} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
+        if not name:
+            return line
+        left = x > _WIDTH - _RIGHT - _WORD
+        kind, at = ("end", x - 3) if left else ("start", x + 3)
+        text = f'<text class="{kind}" x="{_number(at)}" y="{_TOP + 8}">{shown(name)}</text>'
+        return line + text
 
 
 def _time_hits(
@@ -282,10 +293,15 @@ def _time_hits(
 
 
 def _figure(
-    title: str, drawing: str, names: Sequence[tuple[str, int, bool]], note: str = ""
+    title: str,
+    drawing: str,
+    names: Sequence[tuple[str, int, bool]],
+    note: str = "",
+    *,
+    always: bool = False,
 ) -> str:
     keys = ""
-    if len(names) > 1:
+    if len(names) > 1 or always:
         keys = "".join(
             f'<span class="key c{colour}{" dashed" if dashed else ""}">{shown(name)}</span>'
             for name, colour, dashed in names
@@ -299,11 +315,20 @@ def _figure(
     )
 
 
-def _round_up(most: float) -> tuple[float, list[float]]:
-    """Return where an axis from 0 ends, and its ticks."""
+def _padded(bars: Sequence[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
+    """Return bars with empty ones around them if they are few: one alone would fill the chart."""
+    padded = list(bars)
+    while len(padded) < _LEAST_BARS:
+        (low, high, _), (lower, upper, _) = padded[0], padded[-1]
+        padded = [(low * low / high, low, 0), *padded, (upper, upper * upper / lower, 0)]
+    return padded
+
+
+def _round_up(most: float, *, whole: bool = False) -> tuple[float, list[float]]:
+    """Return where an axis from 0 ends, and its ticks; whole numbers if it counts something."""
     if most <= 0:
         return 1.0, [0.0, 1.0]
-    least = most / 4
+    least = max(most / 4, 1.0 if whole else 0.0)
     power = 10.0 ** floor(log10(least))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= least * 0.999)
     ticks = ceil(most / step - 1e-9)

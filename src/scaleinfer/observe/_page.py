@@ -23,6 +23,7 @@ __all__ = ["Table", "failures", "header", "items", "manifest", "page", "table", 
 _LINE = 110
 _TEXT = 2000
 _SEARCHED = 12
+_RESTRICTED = "restricted by the policy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,11 @@ def _items(chosen: Sequence[Result]) -> str:
 
 def _item(result: Result) -> str:
     item = result.item if result.item is not None else result.key
-    if result.ok:
+    if result.restricted:
+        item, answer, kind = _RESTRICTED, f'<span class="faded">{_RESTRICTED}</span>', "w"
+        if not result.ok and result.error is not None:
+            answer, kind = shown(type(result.error).__name__), "w bad"
+    elif result.ok:
         answer, kind = _foldable(result.value), "w"
         if result.finish_reason == "length":
             answer += ' <span class="faded">(cut off at max_tokens)</span>'

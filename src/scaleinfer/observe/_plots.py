@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import TYPE_CHECKING
 
 from scaleinfer.observe._chart import COLOURS, Line, Mark, histogram, stack_chart, time_chart
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from scaleinfer.observe._distribution import Distribution
     from scaleinfer.observe._record import Decision, EndpointCalls, RunRecord
 
-__all__ = ["distributions", "over_time"]
+__all__ = ["distributions", "over_time", "seconds"]
 
 _POINTS = 150
 _BARS = 60
@@ -41,19 +42,19 @@ def distributions(record: RunRecord) -> str:
         histogram(
             "Seconds to an answer, by call",
             latency.bars(),
-            value=_seconds,
+            value=seconds,
             quantiles=_quantiles(latency),
         ),
         histogram(
             "Tokens of an answer",
-            record.completion_tokens.bars(),
+            _whole(record.completion_tokens.bars()),
             value=_tokens_in_words,
             quantiles=_quantiles(record.completion_tokens),
             colour=1,
         ),
         histogram(
             "Tokens of a prompt",
-            record.prompt_tokens.bars(),
+            _whole(record.prompt_tokens.bars()),
             value=_tokens_in_words,
             quantiles=_quantiles(record.prompt_tokens),
             colour=2,
@@ -90,9 +91,8 @@ def _in_flight(record: RunRecord) -> list[str]:
             for one in record.decisions
             if one.endpoint == name
         ]
-        where = f" at {name}" if len(levels) > 1 else ""
-        what = ", and the limiter's decisions" if limits else ""
-        title = f"Calls in flight{where}{what}"
+        what = "Calls in flight" + (", and the limiter's decisions" if limits else "")
+        title = f"{what}: {name}" if len(levels) > 1 else what
         charts.append(time_chart(title, lines, elapsed_s=until, marks=marks))
     return charts
 
@@ -183,14 +183,20 @@ def _quantiles(spread: Distribution) -> list[tuple[str, float]]:
     return [(name, value) for name, value in found if value is not None]
 
 
-def _seconds(value: float) -> str:
+def _whole(bars: list[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
+    """Return the bins in which there is a whole number."""
+    return [bar for bar in bars if ceil(bar[0]) < ceil(bar[1])]
+
+
+def seconds(value: float) -> str:
+    """Return a short time: `4.2 ms`, `0.31 s`, `3:07`."""
     if value < 0.1:  # noqa: PLR2004 - a tenth of a second
-        return f"{value * 1000:.3g} ms"
-    return f"{value:.2g} s" if value < 60 else duration(value)  # noqa: PLR2004 - a minute
+        return f"{value * 1000:.2g} ms"
+    return f"{value:.3g} s" if value < 60 else duration(value)  # noqa: PLR2004 - a minute
 
 
 def _tokens_in_words(value: float) -> str:
-    return amount(round(value))
+    return amount(ceil(value))
 
 
 def _grid(title: str, charts: Sequence[str]) -> str:

@@ -108,7 +108,7 @@ def _calls(record: RunRecord) -> Table:
                 f"{calls.ok + calls.failed:,}",
                 f"{calls.failed:,}",
                 f"{calls.tokens:,}",
-                *("" if one is None else duration(one) for one in quantiles),
+                *("" if one is None else _plots.seconds(one) for one in quantiles),
             )
         )
     columns = ("endpoint", "#calls", "#failed", "#completion tokens", "#p50", "#p99")

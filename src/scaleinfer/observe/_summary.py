@@ -127,7 +127,9 @@ def count_failure(groups: dict[str, FailureGroup], result: Result, *, journaled:
         return
     again = _AGAIN if journaled else _AGAIN_ALL
     advice = result.error.hint or _ADVICE.get(type(result.error).__name__, again)
-    groups[kind] = FailureGroup(kind, 1, result.index, result.error.message, advice)
+    # What it says may quote an item that only some may see.
+    message = "restricted by the policy" if result.restricted else result.error.message
+    groups[kind] = FailureGroup(kind, 1, result.index, message, advice)
 
 
 def head(results: Iterable[Result], rows: int) -> list[Result]:
