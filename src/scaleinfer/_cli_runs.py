@@ -63,33 +63,68 @@ def show(journal: str, run: int | None) -> None:
 @click.option(
     "--out", type=click.Path(dir_okay=False), required=True, help=".jsonl, .csv or .parquet"
 )
-def export(journal: str, run: int | None, everything: bool, out: str) -> None:
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["rows", "openai"]),
+    default="rows",
+    show_default=True,
+    help="openai: lines as in the output file of an OpenAI batch, one per question.",
+)
+def export(journal: str, run: int | None, everything: bool, out: str, form: str) -> None:
     """Write a row per item.
 
     Without --run: what the newest run had; if it was stopped or killed, together with what
     earlier runs of the same program (prompt, model, sampling, schema) answered.
     """
-    from scaleinfer.data import open_writer, result_row
+    from scaleinfer.data import open_writer
 
     rows = failed = 0
-    with open_writer(out) as writer:
-        for result in stored_results(journal, run=run, everything=everything):
-            writer.write(result_row(result))
+    with open_writer(out, format="jsonl" if form == "openai" else None) as writer:
+        for row, ok in _rows(journal, run, form, everything=everything):
+            writer.write(row)
             rows += 1
-            failed += not result.ok
+            failed += not ok
     click.echo(f"{rows:,} rows in {out}; {failed:,} of them failed")
+
+
+def _rows(
+    journal: str, run: int | None, form: str, *, everything: bool
+) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Yield what export writes, and whether it is an answer."""
+    if form == "rows":
+        from scaleinfer.data import result_row
+
+        for result in stored_results(journal, run=run, everything=everything):
+            yield result_row(result), result.ok
+        return
+    from scaleinfer.audit import exported
+
+    info = chosen_run(journal, run)
+    created = 0.0 if info is None else info.started
+    for line in exported(_stored(journal, run, everything=everything), created):
+        yield line, line["error"] is None
 
 
 @runs.command()
 @_JOURNAL
-def verify(journal: str) -> None:
-    """Check every row against its digest."""
+@click.option("--head", help="Digest of a commit that must be there: RunStats.journal_head.")
+def verify(journal: str, head: str | None) -> None:
+    """Check every row, the chain of commits, and that every item is accounted for."""
     from scaleinfer.journal import verify as check
 
-    report = check(journal)
+    report = check(journal, head=head)
     click.echo(
-        f"{report.results:,} results, {report.attempts:,} attempts, {report.runs:,} runs intact"
+        f"{report.results:,} results, {report.attempts:,} attempts, {report.runs:,} runs and "
+        f"{report.links:,} commits intact"
     )
+    for account in report.accounts:
+        if account.items is not None:
+            click.echo(
+                f"run {account.run}: {account.items + account.not_asked:,} items = "
+                f"{account.ok:,} ok + {account.failed:,} failed + {account.not_asked:,} not asked"
+            )
+    click.echo(f"head {report.head}")
     for problem in report.problems:
         click.echo(f"problem: {problem}")
     sys.exit(0 if report.ok else FAILED)
@@ -131,22 +166,20 @@ def stored_results(
     journal: str, *, run: int | None = None, everything: bool = False
 ) -> Iterator[Result]:
     """Yield a `Result` per item from a journal; named questions of an item are joined."""
-    from scaleinfer.journal import read_results
+    from scaleinfer.audit import results_of
 
-    stored = read_results(journal, run=run, everything=everything)
+    stored = _stored(journal, run, everything=everything)
     for _, rows in groupby(stored, key=lambda row: (row.index, row.run, row.key)):
-        yield from _joined(list(rows))
+        yield from results_of(list(rows))
 
 
-def _joined(rows: list[StoredResult]) -> Iterator[Result]:
-    from scaleinfer._answers import Answer, joint_result, single_result
+def _stored(journal: str, run: int | None, *, everything: bool) -> Iterator[StoredResult]:
+    """Yield what one run had, also where later runs have it too, or as `read_results` says."""
+    from scaleinfer.journal import read_results, read_run
 
-    named = {row.question: Answer.from_data(row.payload) for row in rows if row.question}
-    if named:
-        yield joint_result(rows[0].index, rows[0].key, None, named)
-    for row in rows:
-        if not row.question:
-            yield single_result(row.index, row.key, None, Answer.from_data(row.payload))
+    if run is None or everything:
+        return read_results(journal, run=run, everything=everything)
+    return (row for row in read_run(journal, run) if row.kept)
 
 
 def _show_failures(journal: str, number: int) -> None:

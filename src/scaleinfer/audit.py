@@ -53,7 +53,7 @@ def replay(path: str | os.PathLike[str], run: int | None = None) -> MapResult:
             path, info, "it ran a program for each item, and the journal has their calls only",
             "Call the map again: its calls are answered from the journal, and nothing is asked.",
         )  # fmt: skip
-    results = []
+    results: list[Result] = []
     for _, rows in groupby(_stored(path, info.id), key=lambda row: (row.index, row.key)):
         found = list(rows)
         if not all(row.kept for row in found):
@@ -341,11 +341,11 @@ def who_saw(path: str | os.PathLike[str], run: int | None = None) -> list[Sight]
         _info(path, run)
     policies = {number: _policy(info) for number, info in infos.items()}
     merged: dict[tuple[str, str], Sight] = {}
-    for number, *seen in read_sights(path, run=run):
-        label, endpoint = seen[0], seen[1]
+    for number, label, endpoint, *counts, first, last in read_sights(path, run=run):
         policy = policies.get(number)
         allowed = None if policy is None else policy.audience_of(label).admits(endpoint)
-        sight = Sight(*seen, allowed)
+        items, calls, answered = counts
+        sight = Sight(label, endpoint, items, calls, answered, first, last, allowed)
         known = merged.get((label, endpoint))
         merged[label, endpoint] = sight if known is None else _both(known, sight)
     return [merged[where] for where in sorted(merged)]
@@ -370,9 +370,7 @@ def _policy(info: RunInfo) -> Policy | None:
     said = info.data.get("parameters", {}).get("policy")
     if not said or said.get("label") is None:
         return None
-    return Policy(
-        label=_nobody, allow=said["allow"], default=said["default"], tags=said["tags"]
-    )
+    return Policy(label=_nobody, allow=said["allow"], default=said["default"], tags=said["tags"])
 
 
 def _nobody(_: Any) -> None:

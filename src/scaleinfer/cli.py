@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scaleinfer import __version__
+from scaleinfer._cli_audit import audit, diff, replay, upgrade
 from scaleinfer._cli_exit import FAILED, STOPPED, USAGE
 from scaleinfer._cli_fleet import attach
 from scaleinfer._cli_login import login
@@ -39,6 +40,10 @@ cli.add_command(runs)
 cli.add_command(simulate)
 cli.add_command(worker)
 runs.add_command(attach)
+runs.add_command(audit)
+runs.add_command(diff)
+runs.add_command(replay)
+runs.add_command(upgrade)
 runs.add_command(report)
 runs.add_command(watch)
 

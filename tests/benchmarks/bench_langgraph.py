@@ -21,17 +21,25 @@ NAMES = {
 }
 ITEMS, GRAPHS = 2000, 1000
 WIDE, LATENCY = 500, 0.05
+MANY, SLOW = 5000, 2.0
 
 
-def measured(names: tuple[str, ...], items: int, options: Any) -> dict[str, list[dict[str, Any]]]:
+def measured(
+    names: tuple[str, ...],
+    items: int,
+    options: Any,
+    *,
+    wide: int = WIDE,
+    latency: float = LATENCY,
+) -> dict[str, list[dict[str, Any]]]:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(options.rounds):
         for name in names:
             say(f"round {number + 1}: {name}")
-            with served(latency=LATENCY) as server:
+            with served(latency=latency) as server:
                 runs[name].append(
                     alone("_langgraph", python=options.python, only=name, url=server.base_url,
-                          items=items, wide=WIDE)
+                          items=items, wide=wide)
                 )  # fmt: skip
     return runs
 
@@ -89,6 +97,9 @@ def main() -> None:
     found |= show(f"{graphs:,} graphs of 3 calls each, {where}", "graphs",
                   measured(("graphs", "abatch", "abatch-ours"), graphs, options))  # fmt: skip
     table(["measure", "target", "measured", "reached"], targets(found))
+    many = MANY // 10 if options.quick else MANY
+    show(f"{many:,} graphs of 3 calls each, all in flight, {SLOW:g} s answers", "graphs",
+         measured(("graphs",), many, options, wide=many, latency=SLOW))  # fmt: skip
 
 
 if __name__ == "__main__":

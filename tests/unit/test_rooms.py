@@ -17,6 +17,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "scaleinfer"
 ROOMS: tuple[tuple[str, ...], ...] = (
     (
         "cli",
+        "_cli_audit",
         "_cli_demo",
         "_cli_endpoints",
         "_cli_exit",

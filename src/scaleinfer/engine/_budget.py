@@ -14,7 +14,7 @@ from typing import NamedTuple
 from scaleinfer.errors import ConfigError
 from scaleinfer.prices import PICO
 
-__all__ = ["NOTHING", "Budget", "Ledger", "Spend"]
+__all__ = ["NOTHING", "Account", "Budget", "Ledger", "Spend"]
 
 _HOUR_S = 3600.0
 
@@ -83,12 +83,6 @@ class Spend(NamedTuple):
             self.tokens + other.tokens, self.requests + other.requests, self.pico + other.pico
         )
 
-    def minus(self, other: Spend) -> Spend:
-        """Return the difference."""
-        return Spend(
-            self.tokens - other.tokens, self.requests - other.requests, self.pico - other.pico
-        )
-
     def within(self, cap: Spend) -> bool:
         """Return whether nothing of it passes the cap."""
         return self.tokens <= cap.tokens and self.requests <= cap.requests and self.pico <= cap.pico
@@ -98,7 +92,51 @@ NOTHING = Spend()
 _ENDLESS = 10**30
 
 
-class Ledger:
+class Account:
+    """Sums of what was used and of what calls in flight may use, in place: this is the hot path.
+
+    Attributes:
+        in_flight: Reservations that are not settled.
+    """
+
+    __slots__ = ("_most", "_used", "in_flight")
+
+    def __init__(self, spent: Spend = NOTHING) -> None:
+        self._used = [*spent]
+        self._most = [*spent]
+        self.in_flight = 0
+
+    @property
+    def spent(self) -> Spend:
+        """What ended calls have used."""
+        return Spend(*self._used)
+
+    @property
+    def committed(self) -> Spend:
+        """The same, and what calls in flight may use at the most."""
+        return Spend(*self._most)
+
+    def commit(self, most: Spend) -> None:
+        """A call is under way that may use so much."""
+        sums = self._most
+        sums[0] += most[0]
+        sums[1] += most[1]
+        sums[2] += most[2]
+        self.in_flight += 1
+
+    def settle(self, reserved: Spend, used: Spend) -> None:
+        """A call has ended and has used so much; the rest is free again."""
+        sums, spent = self._most, self._used
+        sums[0] += used[0] - reserved[0]
+        sums[1] += used[1] - reserved[1]
+        sums[2] += used[2] - reserved[2]
+        spent[0] += used[0]
+        spent[1] += used[1]
+        spent[2] += used[2]
+        self.in_flight -= 1
+
+
+class Ledger(Account):
     """What was used and what may still be, against caps.
 
     Args:
@@ -107,17 +145,13 @@ class Ledger:
 
     Attributes:
         cap: The same.
-        spent: What ended calls have used.
-        committed: The same, and what calls in flight may use at the most.
-        in_flight: Reservations that are not settled.
     """
 
-    __slots__ = ("cap", "committed", "in_flight", "spent")
+    __slots__ = ("cap",)
 
     def __init__(self, cap: Spend, spent: Spend = NOTHING) -> None:
+        super().__init__(spent)
         self.cap = cap
-        self.spent = self.committed = spent
-        self.in_flight = 0
 
     @classmethod
     def of(cls, budget: Budget) -> Ledger:
@@ -126,26 +160,16 @@ class Ledger:
 
     def reserve(self, most: Spend) -> bool:
         """Commit what a call may use, if that fits; return whether it did."""
-        committed, cap = self.committed, self.cap
-        tokens = committed.tokens + most.tokens
-        requests = committed.requests + most.requests
-        pico = committed.pico + most.pico
-        if tokens > cap.tokens or requests > cap.requests or pico > cap.pico:
+        sums, cap = self._most, self.cap
+        if sums[0] + most[0] > cap[0] or sums[1] + most[1] > cap[1] or sums[2] + most[2] > cap[2]:
             return False
-        self.committed = Spend(tokens, requests, pico)
-        self.in_flight += 1
+        self.commit(most)
         return True
-
-    def settle(self, reserved: Spend, used: Spend) -> None:
-        """A reserved call has ended and has used so much; the rest is free again."""
-        self.in_flight -= 1
-        self.spent = self.spent.plus(used)
-        self.committed = self.committed.minus(reserved).plus(used)
 
     def charge(self, used: Spend) -> None:
         """Book what was used without a reservation."""
-        self.spent = self.spent.plus(used)
-        self.committed = self.committed.plus(used)
+        self.commit(used)
+        self.settle(used, used)
 
     def may_fit(self, most: Spend) -> bool:
         """Return whether a call could go if everything in flight were given back."""
@@ -154,8 +178,7 @@ class Ledger:
     @property
     def left(self) -> Spend:
         """What may still be reserved; not less than nothing."""
-        left = self.cap.minus(self.committed)
-        return Spend(max(0, left.tokens), max(0, left.requests), max(0, left.pico))
+        return Spend(*(max(0, cap - most) for cap, most in zip(self.cap, self._most, strict=True)))
 
 
 def cap_of(

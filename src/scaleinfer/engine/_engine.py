@@ -522,7 +522,8 @@ class Engine:
         timeout: float | None,  # noqa: ASYNC109 - the wire client keeps it
     ) -> Completion:
         """Make a call that a budget has room for."""
-        await payment.reserve(call)
+        if not payment.reserve_nowait(call):
+            await payment.reserve(call)
         try:
             return await self._attempt(call, want, settle, timeout)
         finally:

@@ -44,8 +44,8 @@ class Packer:
     """Gathers requests that wait at the same time and sends them in one call.
 
     Plain completions, or texts to be embedded, of the same sampling, model and schema that the
-    same endpoints may see go together; anything else (chat, several answers to one prompt) is sent by itself. Belongs to
-    one event loop.
+    same endpoints may see go together; anything else (chat, several answers to one prompt) is
+    sent by itself. Belongs to one event loop.
 
     Args:
         send: Makes the call, given the requests and who may see them; returns one outcome for

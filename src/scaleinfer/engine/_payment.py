@@ -49,6 +49,13 @@ class Payment:
                 call.request, self._asked(call), self._backends, call.account, requests=requests
             )
 
+    def reserve_nowait(self, call: Call) -> bool:
+        """Reserve for a call if it may go at once; most may."""
+        if self.spender is None or call.account is not None:
+            return False
+        call.ticket = self.spender.reserve_nowait(call.request, self._asked(call), self._backends)
+        return call.ticket is not None
+
     def reserve_copy(self, call: Call) -> bool:
         """Reserve for a second copy; False if it cannot be paid for now."""
         if self.spender is None:

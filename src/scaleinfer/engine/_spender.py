@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scaleinfer.engine._budget import NOTHING, Spend, is_capped
+from scaleinfer.engine._budget import NOTHING, Account, Spend, is_capped
 from scaleinfer.engine._purse import Most, Purse
 from scaleinfer.engine._token_bounds import TokenBounds
 from scaleinfer.errors import BudgetExceeded
@@ -91,18 +91,19 @@ class Spender:
         self._worst: dict[str | None, tuple[int, Rates | None]] = {}
         self._sleeping: set[asyncio.Future[None]] = set()
         self._waits: set[asyncio.Future[Spend]] = set()
-        self._committed = self._spent = self._vouched = NOTHING
+        self._own = Account()
+        self._vouched = NOTHING
         self._vouching: asyncio.Future[None] | None = None
 
     @property
     def spent(self) -> Spend:
         """What this run's ended calls have used."""
-        return self._spent
+        return self._own.spent
 
     @property
     def committed(self) -> Spend:
         """The same, and what those in flight may use."""
-        return self._committed
+        return self._own.committed
 
     # -- calls -----------------------------------------------------------------------------
 
@@ -129,28 +130,21 @@ class Spender:
         Raises:
             BudgetExceeded: It may not.
         """
-        if self.closed is not None:
-            raise copy.copy(self.closed)
-        bounds = self._bounds_of(asked)
-        bound = bounds.of(request)
-        most = self._most(bound, asked, backends, requests, share)
-        if account is None and self._purse.reserve_nowait(most):
-            ticket = Ticket(bound, most, asked)
-        else:
+        self.check()
 
-            def measure() -> Most:
-                return self._measured(request, asked, backends, requests, share)
+        def measure() -> Most:
+            return self._measured(request, asked, backends, requests, share)
 
-            ticket = Ticket(bound, NOTHING, asked, account)
+        ticket = Ticket(self._bounds_of(asked).of(request), NOTHING, asked, account)
+        if account is not None:
+            ticket.of_item = await account.reserve(measure)
+        try:
+            ticket.reserved = await self._run_purse(measure)
+        except BaseException:
             if account is not None:
-                ticket.of_item = await account.reserve(measure)
-            try:
-                ticket.reserved = await self._run_purse(measure)
-            except BaseException:
-                if account is not None:
-                    account.settle(ticket.of_item, NOTHING)
-                raise
-        self._committed = self._committed.plus(ticket.reserved)
+                account.settle(ticket.of_item, NOTHING)
+            raise
+        self._own.commit(ticket.reserved)
         if self.vouch is not None and self._beyond():
             await self._covered(ticket)
         return ticket
@@ -165,11 +159,11 @@ class Spender:
         if not self._purse.ledger.reserve(_CALL):
             self.close(self._purse.reached(_CALL))
             self.check()
-        self._committed = self._committed.plus(_CALL)
+        self._own.commit(_CALL)
 
     def settle_call(self) -> None:
         """Such a call has ended."""
-        self._spent = self._spent.plus(_CALL)
+        self._own.settle(_CALL, _CALL)
         self._purse.settle(_CALL, _CALL)
 
     def reserve_nowait(
@@ -178,17 +172,18 @@ class Spender:
         asked: str | None,
         backends: Sequence[Backend],
         *,
+        requests: int = 1,
         share: float = 1.0,
     ) -> Ticket | None:
-        """Reserve for a call that nobody needs; `None` if it does not fit now."""
+        """Reserve for a call if it fits now; `None` if one has to wait for that."""
         if self.closed is not None:
             return None
         bound = self._bounds_of(asked).of(request)
-        most = self._most(bound, asked, backends, 1, share)
+        most = self._most(bound, asked, backends, requests, share)
         if not self._purse.reserve_nowait(most):
             return None
         ticket = Ticket(bound, most, asked)
-        self._committed = self._committed.plus(most)
+        self._own.commit(most)
         if self.vouch is not None and self._beyond():
             self.settle(ticket, NOTHING)
             return None
@@ -196,8 +191,7 @@ class Spender:
 
     def settle(self, ticket: Ticket, used: Spend) -> None:
         """A call has ended and used so much."""
-        self._spent = self._spent.plus(used)
-        self._committed = self._committed.minus(ticket.reserved).plus(used)
+        self._own.settle(ticket.reserved, used)
         self._purse.settle(ticket.reserved, used)
         if ticket.account is not None:
             ticket.account.settle(ticket.of_item, used)
@@ -322,7 +316,7 @@ class Spender:
 
     def _beyond(self) -> bool:
         """True if the journal does not vouch for what this run has committed."""
-        committed, vouched, cap = self._committed, self._vouched, self._purse.ledger.cap
+        committed, vouched, cap = self._own.committed, self._vouched, self._purse.ledger.cap
         return (
             (committed.tokens > vouched.tokens and is_capped(cap.tokens))
             or (committed.requests > vouched.requests and is_capped(cap.requests))
@@ -344,7 +338,7 @@ class Spender:
     async def _vouch(self, vouch: Callable[[Spend], Awaitable[None]]) -> None:
         ahead = [
             min(max(cap, amount), amount + cap // _SLICES) if is_capped(cap) else amount
-            for amount, cap in zip(self._committed, self._purse.ledger.cap, strict=True)
+            for amount, cap in zip(self._own.committed, self._purse.ledger.cap, strict=True)
         ]
         most = Spend(*ahead)
         try:

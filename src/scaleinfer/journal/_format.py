@@ -51,7 +51,6 @@ FORMAT = 2
 PAGE_SIZE = 4096
 
 
-
 def _begin_chain(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE attempts ADD COLUMN more TEXT")
     adopt(connection)

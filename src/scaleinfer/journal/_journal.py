@@ -127,9 +127,7 @@ class Journal:
         Raises:
             JournalError: The journal has failed or is closed.
         """
-        claim = self.claim_nowait(
-            identity, key=key, question=question, index=index, label=label
-        )
+        claim = self.claim_nowait(identity, key=key, question=question, index=index, label=label)
         if claim is not None:
             return claim
         claim = Claim(identity, 0, storable(key), storable(question), index, None, label)

@@ -240,9 +240,7 @@ def _results(
         yield StoredResult(key, question, occurrence, index, ok == 1, orjson.loads(payload), run)
 
 
-def unrendered_results(
-    connection: sqlite3.Connection, run: int | None
-) -> Iterator[StoredResult]:
+def unrendered_results(connection: sqlite3.Connection, run: int | None) -> Iterator[StoredResult]:
     """Yield a run's items without a prompt in the order of their index."""
     rows = connection.execute(
         "SELECT key, idx, error FROM unrendered WHERE run = ? ORDER BY idx, id", (run,)

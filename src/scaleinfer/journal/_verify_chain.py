@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Account", "ChainCheck", "check_chain"]
 
 _DIGEST = 16
+_COUNTED = ("answers", "failures", "answers taken up", "items without a prompt", "calls")
 _UNREADABLE = (struct.error, TypeError, ValueError, OverflowError)
 
 
@@ -170,9 +171,7 @@ class _Walk:
         run = "id" if table == "runs" else "run"
         index = "idx" if table == "unrendered" else "0"
         return iter(
-            self._connection.execute(
-                f"SELECT id, {run}, digest, {index} FROM {table} ORDER BY id"
-            )
+            self._connection.execute(f"SELECT id, {run}, digest, {index} FROM {table} ORDER BY id")
         )
 
     def _follow(self, link: Link, *, whole: bool) -> None:
@@ -266,10 +265,16 @@ class _Walk:
                 kinds[ANSWERED], kinds[FAILED], kinds[TAKEN_UP], run.unrendered, run.attempts
             ]  # fmt: skip
             if tallies != linked:
-                names = ("answers", "failures", "answers taken up", "items without a prompt", "calls")
+                names = (
+                    "answers",
+                    "failures",
+                    "answers taken up",
+                    "items without a prompt",
+                    "calls",
+                )
                 told = ", ".join(
                     f"{there} of {counted} {name}"
-                    for name, there, counted in zip(names, linked, tallies, strict=True)
+                    for name, there, counted in zip(_COUNTED, linked, tallies, strict=True)
                     if there != counted
                 )
                 self._note(f"run {number}: {told} are there")

@@ -166,7 +166,7 @@ def histogram(
         if number:
             parts.append(frame.bar(n, n + 1, 0.0, number, colour))
             parts.append(frame.hit(n, n + 1, [f"{value(low)} to {value(high)}", f"{number:,}"]))
-    written = -_WORD
+    written = -float(_WORD)
     for name, at in quantiles:
         place = next((n for n, (_, high, _) in enumerate(bars) if at <= high), len(bars) - 1)
         low, high, _ = bars[place]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,9 @@ from scaleinfer.engine._packing import Packer
 from scaleinfer.errors import ConfigError, EndpointError, Permanent, Transient
 from scaleinfer.requests import Request, Sampling
 from scaleinfer.results import Completion
+
+if TYPE_CHECKING:
+    from scaleinfer.policy import Audience
 
 pytestmark = pytest.mark.anyio
 

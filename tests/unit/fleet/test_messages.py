@@ -77,7 +77,7 @@ COMPLETION = st.builds(
     Completion,
     text=TEXT,
     finish_reason=st.none() | TEXT,
-    usage=st.builds(Usage, WHOLE, WHOLE, WHOLE, WHOLE),
+    usage=st.builds(Usage, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE),
     model=st.none() | TEXT,
     choices=st.none() | st.lists(TEXT, max_size=3),
     tool_calls=st.none() | st.lists(OBJECT, max_size=2),
