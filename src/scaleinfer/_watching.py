@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scaleinfer.journal import Journal
     from scaleinfer.observe import RunRecord, Snapshot
 
-__all__ = ["ReportFacts", "Watching"]
+__all__ = ["ReportFacts", "Watching", "phase_of"]
 
 _STATUS_EVERY_S = 1.0
 
@@ -40,6 +40,23 @@ class ReportFacts:
 
     record: RunRecord
     manifest: Callable[[], Mapping[str, Any]]
+
+
+def phase_of(engine: Engine) -> str:
+    """Return what a run is doing, in plain words."""
+    if engine.in_flight or not (engine.queued or engine.waiting):
+        return "running"
+    if not engine.queued:
+        return "waiting to try again"
+    endpoints = [one for one in engine.endpoints() if not one.left]
+    if not endpoints:
+        return "waiting for an endpoint"
+    if all(one.breaker.state == "open" for one in endpoints):
+        more = f" and {len(endpoints) - 1:,} more" if len(endpoints) > 1 else ""
+        return f"waiting for {endpoints[0].name}{more} to answer again"
+    if any(one.rate.requests_per_minute or one.rate.tokens_per_minute for one in endpoints):
+        return "waiting for the rate limit"
+    return "waiting for a place at an endpoint"
 
 
 class Watching:

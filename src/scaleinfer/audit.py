@@ -389,7 +389,8 @@ def exported(rows: Iterable[StoredResult], created: float) -> Iterator[dict[str,
 
 
 def _exported(row: StoredResult, created: int) -> dict[str, Any]:
-    name = "/".join(filter(None, (row.key, row.question)))
+    # An item without a prompt may have no key.
+    name = "/".join(filter(None, (row.key or f"item {row.index}", row.question)))
     custom = f"{name}#{row.occurrence}" if row.occurrence else name
     identity = hashlib.blake2b(custom.encode(), digest_size=12).hexdigest()
     line: dict[str, Any] = {"id": f"batch_req_{identity}", "custom_id": custom}

@@ -37,8 +37,8 @@ def lengthy(view: RequestView) -> str:
 
 
 async def mapped(server: SimulatedServer, items: Any = ITEMS, **options: Any) -> MapResult:
-    options = {"sampling": SHORT, "prices": PRICES, "progress": "none"} | options
-    return await parallel_map(items, PROMPT, base_url=server.base_url, **options)
+    given: dict[str, Any] = {"sampling": SHORT, "prices": PRICES, "progress": "none"} | options
+    return await parallel_map(items, PROMPT, base_url=server.base_url, **given)
 
 
 def tokens(server: SimulatedServer) -> int:

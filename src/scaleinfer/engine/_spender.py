@@ -97,7 +97,7 @@ class Spender:
 
     @property
     def spent(self) -> Spend:
-        """What this run's ended calls have used."""
+        """What this run's ended calls have used; kept for a journal only."""
         return self._own.spent
 
     @property
@@ -144,9 +144,10 @@ class Spender:
             if account is not None:
                 account.settle(ticket.of_item, NOTHING)
             raise
-        self._own.commit(ticket.reserved)
-        if self.vouch is not None and self._beyond():
-            await self._covered(ticket)
+        if self.vouch is not None:
+            self._own.commit(ticket.reserved)
+            if self._beyond():
+                await self._covered(ticket)
         return ticket
 
     def reserve_call(self) -> None:
@@ -183,15 +184,17 @@ class Spender:
         if not self._purse.reserve_nowait(most):
             return None
         ticket = Ticket(bound, most, asked)
-        self._own.commit(most)
-        if self.vouch is not None and self._beyond():
-            self.settle(ticket, NOTHING)
-            return None
+        if self.vouch is not None:
+            self._own.commit(most)
+            if self._beyond():
+                self.settle(ticket, NOTHING)
+                return None
         return ticket
 
     def settle(self, ticket: Ticket, used: Spend) -> None:
         """A call has ended and used so much."""
-        self._own.settle(ticket.reserved, used)
+        if self.vouch is not None:
+            self._own.settle(ticket.reserved, used)
         self._purse.settle(ticket.reserved, used)
         if ticket.account is not None:
             ticket.account.settle(ticket.of_item, used)

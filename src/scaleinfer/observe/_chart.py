@@ -140,6 +140,7 @@ def histogram(
     *,
     value: Callable[[float], str],
     quantiles: Sequence[tuple[str, float]] = (),
+    words: Callable[[float], str] | None = None,
     colour: int = 0,
 ) -> str:
     """Return a histogram over bins of equal ratio.
@@ -149,6 +150,7 @@ def histogram(
         bars: Lower bound, upper bound and number of each bin, without gaps.
         value: How a bound is written.
         quantiles: Name and value of the quantiles to mark.
+        words: How a quantile is written, if not like a bound.
         colour: Number of the bars' colour.
     """
     if not bars:
@@ -174,8 +176,8 @@ def histogram(
         x = float(frame.x(place + within))
         parts.append(frame.upright(x, name if x - written >= _WORD else ""))
         written = x if x - written >= _WORD else written
-    words = ", ".join(f"{name} {value(at)}" for name, at in quantiles)
-    return _figure(title, "".join(parts), (), words)
+    note = ", ".join(f"{name} {(words or value)(at)}" for name, at in quantiles)
+    return _figure(title, "".join(parts), (), note)
 
 
 class _Frame:

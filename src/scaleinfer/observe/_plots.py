@@ -48,15 +48,17 @@ def distributions(record: RunRecord) -> str:
         histogram(
             "Tokens of an answer",
             _whole(record.completion_tokens.bars()),
-            value=_tokens_in_words,
+            value=_least_tokens,
             quantiles=_quantiles(record.completion_tokens),
+            words=_tokens_in_words,
             colour=1,
         ),
         histogram(
             "Tokens of a prompt",
             _whole(record.prompt_tokens.bars()),
-            value=_tokens_in_words,
+            value=_least_tokens,
             quantiles=_quantiles(record.prompt_tokens),
+            words=_tokens_in_words,
             colour=2,
         ),
     ]
@@ -196,6 +198,10 @@ def seconds(value: float) -> str:
 
 
 def _tokens_in_words(value: float) -> str:
+    return amount(int(value))
+
+
+def _least_tokens(value: float) -> str:
     return amount(ceil(value))
 
 
