@@ -242,10 +242,23 @@ async def ask(
         if keeper is not None:
             keeper.release()
     except (ConfigError, EndpointError, SchemaError, WorkerLost) as error:
-        answer.error = error
+        answer.error = _at_rest(error)
         if keeper is not None:
             await keeper.keep(answer)
     return answer
+
+
+def _at_rest(error: ScaleInferError) -> ScaleInferError:
+    """Return an error without the frames it came through.
+
+    It is kept as a value. A hundred thousand of them with their frames would have the garbage
+    collector hold the event loop for tenths of a second.
+    """
+    error.__traceback__ = None
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, OSError):  # of others, a defect of an adapter, one wants to see where
+        cause.__traceback__ = None
+    return error
 
 
 class Keeper:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from scaleinfer._session import BackendSpec, ProgressMode
     from scaleinfer.engine import Budget, Concurrency, RateLimit, Retry
+    from scaleinfer.policy import Policy
     from scaleinfer.prices import Price, Prices
 
 __all__ = ["parallel_embed"]
@@ -42,6 +43,7 @@ async def parallel_embed(
     priority: int = 0,
     budget: Budget | None = None,
     prices: Prices | Mapping[str, Price] | None = None,
+    policy: Policy | None = None,
     journal: str | os.PathLike[str] | None = None,
     key: Callable[[Any], Any] | None = None,
     ordered: bool = True,
@@ -74,6 +76,7 @@ async def parallel_embed(
         priority: Calls of a map with a higher one overtake those of others.
         budget: Hard caps on dollars, tokens, calls or seconds, as for `parallel_map`.
         prices: Prices of your own, as for `parallel_map`.
+        policy: Which endpoints may see which items, as for `parallel_map`.
         journal: Path of a journal: what is embedded is on disk, the same call again resumes.
         key: `key(item)` names an item in results and journal; default a hash of the request.
         ordered: True for results in input order, False in order of completion.
@@ -114,6 +117,7 @@ async def parallel_embed(
         priority=priority,
         budget=budget,
         prices=prices,
+        policy=policy,
         journal=journal,
         key=key,
         ordered=ordered,

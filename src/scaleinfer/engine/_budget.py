@@ -16,8 +16,6 @@ from scaleinfer.prices import PICO
 
 __all__ = ["NOTHING", "Account", "Budget", "Ledger", "Spend"]
 
-_HOUR_S = 3600.0
-
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Budget:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scaleinfer.engine._budget import NOTHING
+from scaleinfer.engine._budget import NOTHING, Spend
+from scaleinfer.engine._token_bounds import TokenBounds
+from scaleinfer.results import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scaleinfer.backends._base import Backend
     from scaleinfer.engine._bill import Bill
-    from scaleinfer.engine._budget import Spend
     from scaleinfer.engine._call import Call
     from scaleinfer.engine._spender import Spender
     from scaleinfer.errors import ScaleInferError
@@ -37,6 +38,7 @@ class Payment:
         self._bill = bill
         self._backends = backends
         self._model = model
+        self._bounds = TokenBounds()
 
     async def reserve(self, call: Call, *, requests: int = 1) -> None:
         """Wait until a call may go.
@@ -77,14 +79,14 @@ class Payment:
 
     def failed(self, call: Call, backend: Backend, error: ScaleInferError) -> None:
         """Book what a call used that brought no answer."""
-        call.used = self._bill.failed(backend, self._asked(call), error, self._most(call))
+        call.used = self._bill.failed(backend, self._asked(call), error, self._most(call, backend))
 
     def ended(self, call: Call, backend: Backend) -> None:
         """A call that was sent has ended; if nobody said what it used, it was cut off."""
         if call.error is not None and call.used is None:
             self.failed(call, backend, call.error)
         if call.used is None:
-            call.used = self._bill.cut_off(backend, self._asked(call), self._most(call))
+            call.used = self._bill.cut_off(backend, self._asked(call), self._most(call, backend))
 
     def settle(self, call: Call) -> None:
         """Give back what a call did not use; one of which nothing was booked was never sent."""
@@ -94,6 +96,13 @@ class Payment:
     def _asked(self, call: Call) -> str | None:
         return call.request.model or self._model
 
-    @staticmethod
-    def _most(call: Call) -> Spend:
-        return NOTHING if call.ticket is None else call.ticket.reserved
+    def _most(self, call: Call, backend: Backend) -> Spend:
+        """Return what a call may have used at the most."""
+        if call.ticket is not None:
+            return call.ticket.reserved
+        bound = self._bounds.of(call.request)
+        # Of an answer of any length nothing can be said.
+        answer = bound.answer if self._bounds.capped(call.request) else 0
+        usage = Usage(bound.prompt, answer, 0, 1)
+        cost = self._bill.pricer.cost(backend, self._asked(call), None, usage)
+        return Spend(bound.prompt + answer, 1, cost or 0)

@@ -69,16 +69,11 @@ class _Shape(NamedTuple):
 
 
 class TokenBounds:
-    """Bounds for one model's requests, which answers make closer.
+    """Bounds for one model's requests, which answers make closer."""
 
-    Args:
-        context: Tokens that the model holds, prompt and answer together; `None` if unknown.
-    """
+    __slots__ = ("_answered", "_longest", "_ratios", "_seen", "_shapes", "_template")
 
-    __slots__ = ("_answered", "_context", "_longest", "_ratios", "_seen", "_shapes", "_template")
-
-    def __init__(self, context: int | None = None) -> None:
-        self._context = context
+    def __init__(self) -> None:
         self._shapes: dict[tuple[int, int], _Shape] = {}
         self._template = _TEMPLATE
         self._ratios = [0.0] * _SIZES
@@ -118,7 +113,7 @@ class TokenBounds:
         if shape.most is not None:
             answer = shape.most * shape.answers
             return Bound(size, prompt, answer, shape.answers, tight, answer)
-        answer, likely = self._guess(prompt)
+        answer, likely = self._guess()
         count = shape.answers
         return Bound(size, prompt, answer * count, count, tight, likely * count)
 
@@ -141,11 +136,10 @@ class TokenBounds:
             longest = -(-usage.completion_tokens // bound.answers)
             self._longest = max(self._longest, longest)
 
-    def _guess(self, prompt: int) -> tuple[int, int]:
+    def _guess(self) -> tuple[int, int]:
         """Return what to reserve for an answer of no stated length, and what it likely needs."""
         if not self._answered:
-            most = UNKNOWN_ANSWER if self._context is None else self._context
-            return most, most
+            return UNKNOWN_ANSWER, UNKNOWN_ANSWER
         likely = math.ceil(self._longest * _margin(self._answered))
         return max(_LEAST_ANSWER, likely), likely
 

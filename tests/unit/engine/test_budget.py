@@ -48,6 +48,10 @@ def chat(text: str, **sampling: Any) -> Request:
     return Request([{"role": "user", "content": text}], sampling=Sampling(**sampling))
 
 
+def always(needs: Most) -> Callable[[], Most]:
+    return lambda: needs
+
+
 # -- the caps ----------------------------------------------------------------------------------
 
 
@@ -125,7 +129,7 @@ def test_at_least_95_percent_of_a_cap_is_usable(seed: int, hundreds: int) -> Non
                 try:
                     reserved = needs.most
                     if not purse.reserve_nowait(needs.most):
-                        reserved = await purse.reserve(lambda needs=needs: needs)
+                        reserved = await purse.reserve(always(needs))
                 except BudgetExceeded:
                     reached += 1
                     return
@@ -175,7 +179,7 @@ async def test_one_that_can_never_fit_does_not_hold_up_the_others() -> None:
 async def test_the_last_calls_go_one_by_one_by_what_is_likely() -> None:
     purse = Purse(Ledger(cap_of(None, 100)))
     needs = [Most(Spend(400, 1), Spend(size, 1)) for size in (60, 30, 50)]
-    calls = [asyncio.ensure_future(purse.reserve(lambda n=n: n)) for n in needs]
+    calls = [asyncio.ensure_future(purse.reserve(always(n))) for n in needs]
     await asyncio.sleep(0)
     # The first came alone; of the others the smaller one.
     assert [call.done() for call in calls] == [True, False, False]
