@@ -11,6 +11,7 @@ import click
 
 from scaleinfer._cli_exit import FAILED
 from scaleinfer._cli_runs import chosen_run, run_line, stored_results
+from scaleinfer._shown import shown_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,7 +105,7 @@ def _fresh(results: Iterator[Result]) -> Iterator[Result]:
     """Yield results as the run had them: a journal does not say which it took from itself."""
     for result in results:
         result.resumed = False
-        yield result
+        yield shown_result(result)
 
 
 def _calls(record: RunRecord) -> Iterator[int]:

@@ -183,7 +183,10 @@ def _stored(journal: str, run: int | None, *, everything: bool) -> Iterator[Stor
 
 
 def _show_failures(journal: str, number: int) -> None:
-    failed = [result for result in stored_results(journal, run=number) if not result.ok]
+    from scaleinfer._shown import shown_result
+
+    stored = stored_results(journal, run=number)
+    failed = [shown_result(result) for result in stored if not result.ok]
     if failed:
         click.echo(f"  {len(failed):,} failed:")
     for result in failed[:_SHOWN]:

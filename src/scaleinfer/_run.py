@@ -223,8 +223,10 @@ class Run:
         engine.tick()
         if self._programs is not None:
             self._programs.tick()
-        idle = engine.in_flight < engine.limit * 15 // 16 and not engine.queued
-        if self._spare and engine.queued:
+        # Under a policy some may wait for endpoints of their own, while others stand idle.
+        queued = engine.queued if self._policy is None else 0
+        idle = engine.in_flight < engine.limit * 15 // 16 and not queued
+        if self._spare and engine.queued and not idle:
             self._spare -= max(1, self._spare // 8)
         elif idle and self._idle and len(self._tasks) >= engine.lanes:
             self._spare = min(self._most_spare(), self._spare + self._spare_step())
@@ -233,11 +235,15 @@ class Run:
 
     def _most_spare(self) -> int:
         # A program may wait for its tools most of the time.
-        return self._engine.lanes + _SPARE_LANES if self._programs is None else _MOST_PROGRAMS
+        if self._programs is not None:
+            return _MOST_PROGRAMS
+        lanes = self._engine.lanes
+        return (lanes if self._policy is None else 4 * lanes) + _SPARE_LANES
 
     def _spare_step(self) -> int:
         step = 1 + self._engine.lanes // 8
-        return step if self._programs is None else step + self._spare // 2
+        plain = self._programs is None and self._policy is None
+        return step if plain else step + self._spare // 2
 
     def stop(self, reason: str, cause: ScaleInferError | None = None) -> None:
         """Stop the run: calls in flight are ended, answers being recorded are kept."""

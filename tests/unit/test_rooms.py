@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SOURCE = Path(__file__).parents[2] / "src" / "scaleinfer"
 
@@ -62,6 +59,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "_run",
         "_session",
         "_sampling_theory",
+        "_shown",
         "_spending",
         "estimation",
         "_vitals",
@@ -129,10 +127,11 @@ class Imports(ast.NodeVisitor):
             self.found.append((node.lineno, module))
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def imports(path: Path) -> list[tuple[int, str]]:
     visitor = Imports()
     visitor.visit(ast.parse(path.read_text("utf-8")))
-    yield from visitor.found
+    return visitor.found
 
 
 def test_every_module_has_its_room() -> None:

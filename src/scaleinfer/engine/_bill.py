@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scaleinfer.engine._budget import NOTHING, Spend
 from scaleinfer.prices import PICO
-from scaleinfer.results import Usage
+from scaleinfer.results import CUT_OFF, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Bill", "Cost", "may_be_billed"]
 
 _FIRST_ERROR = 400
+_MAY_HAVE_BEEN_GENERATED = frozenset({"Transient", CUT_OFF})
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +216,7 @@ class Bill:
                 used = used.plus(self._booked(backend, asked, usage))
                 continue
             # A status is an answer, and one that says no costs nothing.
-            unsure = attempt.http_status is None and attempt.status == "Transient"
+            unsure = attempt.http_status is None and attempt.status in _MAY_HAVE_BEEN_GENERATED
             used = used.plus(self.cut_off(backend, asked, most if unsure else NOTHING))
         return used
 

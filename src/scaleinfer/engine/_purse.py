@@ -136,7 +136,7 @@ class Purse:
         needs = [(one.measure(), one) for one in waiting]
         chosen = self._smallest(needs)
         if chosen is None:
-            least = min((need.likely for need, _ in needs), key=_size)
+            least = min((need.least or need.likely for need, _ in needs), key=_size)
             for waiter in waiting:
                 waiter.future.set_exception(self.reached(least))
             return

@@ -27,7 +27,7 @@ __all__ = ["Metrics", "Spans", "require"]
 
 _SCOPE = "scaleinfer"
 _NS = 10**9
-_A_SECOND = 300
+_A_SECOND = 100
 _SPREAD = 2654435761
 _WORD = 2**32
 
@@ -142,8 +142,8 @@ class Spans:
 class Metrics:
     """Durations and tokens of calls, and where the run stands.
 
-    A value in a histogram costs 20 us of CPU. So of more than 300 calls a second the histograms
-    take 300; the counters take all of them.
+    A value in a histogram costs 20 us of CPU. So of more than 100 calls a second the histograms
+    take 100; the counters take all of them.
 
     Args:
         facts: The run.

@@ -53,6 +53,7 @@ class ScriptedWire:
         body: bytes,
         headers: Mapping[str, str],
         timeout: float | None,
+        on_body: Any = None,
     ) -> WireResponse:
         self.sent.append((url, json.loads(body), headers, timeout))
         return self._next()
