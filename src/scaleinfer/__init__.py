@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from scaleinfer._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from scaleinfer.backends import Backend, LocalBackend, OpenAIBackend
+    from scaleinfer.backends import Backend, OpenAIBackend
     from scaleinfer.embedding import parallel_embed
-    from scaleinfer.engine import Concurrency, RateLimit, Retry
+    from scaleinfer.engine import Budget, Concurrency, RateLimit, Retry
     from scaleinfer.errors import (
         AuthError,
         BudgetExceeded,
@@ -34,22 +34,23 @@ if TYPE_CHECKING:
         Transient,
         WorkerLost,
     )
+    from scaleinfer.estimation import estimate
     from scaleinfer.mapping import MapResult, map_sync, parallel_map, stream_map
     from scaleinfer.prompts import Prompt
     from scaleinfer.requests import Sampling
-    from scaleinfer.results import Result, Usage
+    from scaleinfer.results import Result
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AuthError",
     "Backend",
+    "Budget",
     "BudgetExceeded",
     "Concurrency",
     "ConfigError",
     "EndpointError",
     "JournalError",
-    "LocalBackend",
     "MapResult",
     "OpenAIBackend",
     "Overloaded",
@@ -66,8 +67,8 @@ __all__ = [
     "SchemaError",
     "Starting",
     "Transient",
-    "Usage",
     "WorkerLost",
+    "estimate",
     "map_sync",
     "parallel_embed",
     "parallel_map",
@@ -77,9 +78,14 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     dict.fromkeys(__all__, "errors")
-    | dict.fromkeys(("Backend", "LocalBackend", "OpenAIBackend"), "backends")
+    | dict.fromkeys(("Backend", "OpenAIBackend"), "backends")
     | dict.fromkeys(("MapResult", "map_sync", "parallel_map", "stream_map"), "mapping")
-    | dict.fromkeys(("Result", "Usage"), "results")
-    | dict.fromkeys(("Concurrency", "RateLimit", "Retry"), "engine")
-    | {"Prompt": "prompts", "Sampling": "requests", "parallel_embed": "embedding"},
+    | dict.fromkeys(("Budget", "Concurrency", "RateLimit", "Retry"), "engine")
+    | {
+        "Prompt": "prompts",
+        "Result": "results",
+        "Sampling": "requests",
+        "estimate": "estimation",
+        "parallel_embed": "embedding",
+    },
 )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from scaleinfer.engine import ITEM_CAP
 from scaleinfer.errors import (
     BudgetExceeded,
     ConfigError,
@@ -233,13 +234,13 @@ async def ask(
             )
         except SchemaError as error:
             left = range(repaired, repairs)
-            await _repair(
-                engine, question, asking, left, error, account=account, audience=audience
-            )
+            await _repair(engine, question, asking, left, error, account=account, audience=audience)
     except BudgetExceeded as error:
-        # Not recorded: a run with a larger budget asks it.
         answer.error = error
-        if keeper is not None:
+        if keeper is not None and error.cap == ITEM_CAP:
+            await keeper.keep(answer)
+        elif keeper is not None:
+            # The run has left it, rather than failed at it.
             keeper.release()
     except (ConfigError, EndpointError, SchemaError, WorkerLost) as error:
         answer.error = _at_rest(error)

@@ -244,6 +244,8 @@ class BatchRun(Run):
                 if self.stopped:
                     raise
                 asked.answer.error = error
+                if journal is not None and claim is not None:
+                    await journal.recorded(claim, asked.answer.to_payload(), ok=False)
                 self._settle(asked)
                 return
         self._send(row, client)

@@ -60,6 +60,8 @@ def describe_run(
         parameters: The other arguments of the map.
         keep_prompts: False to keep a template's text out of the facts; its hash stays.
     """
+    from scaleinfer.journal import redact_data
+
     backend = backends[0]
     asked = {
         "prompt_fn": _hash(source_of(prompt_fn)),
@@ -87,7 +89,8 @@ def describe_run(
         "pid": os.getpid(),
         "argv0": sys.argv[0] if sys.argv else "",
     }
-    return _hash(_json(asked)), orjson.loads(_json(facts))
+    # Reports show the facts too.
+    return _hash(_json(asked)), redact_data(orjson.loads(_json(facts)))
 
 
 def _user() -> str:

@@ -24,7 +24,7 @@ from scaleinfer._programs import ProgramRenderer, Programs, no_batches
 from scaleinfer._run import Run
 from scaleinfer._spending import Spending
 from scaleinfer._vitals import Vitals
-from scaleinfer._watching import ReportFacts, Watching, phase_of
+from scaleinfer._watching import ReportFacts, Watching, phase_of, wait_in_words
 from scaleinfer.backends import Backend, resolve_backends
 from scaleinfer.data import source
 from scaleinfer.engine import (
@@ -614,9 +614,7 @@ class Session:
             return self.run.phase
         waits = [backend.waits_for for backend in self._backends]
         # What some wait for, while others work, is told in lines of its own.
-        if all(waits):
-            return "; ".join(dict.fromkeys(waits))
-        return phase_of(self._engine)
+        return wait_in_words(waits) if all(waits) else phase_of(self._engine)
 
     def _note_waits(self) -> None:
         """Say it when what calls to an endpoint wait for becomes something else."""

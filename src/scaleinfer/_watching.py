@@ -18,13 +18,13 @@ from scaleinfer.observe import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from scaleinfer.engine import Engine
     from scaleinfer.journal import Journal
     from scaleinfer.observe import RunRecord, Snapshot
 
-__all__ = ["ReportFacts", "Watching", "phase_of"]
+__all__ = ["ReportFacts", "Watching", "phase_of", "wait_in_words"]
 
 _STATUS_EVERY_S = 1.0
 
@@ -57,6 +57,12 @@ def phase_of(engine: Engine) -> str:
     if any(one.rate.requests_per_minute or one.rate.tokens_per_minute for one in endpoints):
         return "waiting for the rate limit"
     return "waiting for a place at an endpoint"
+
+
+def wait_in_words(waits: Sequence[str]) -> str:
+    """Return what adapters wait for, as in `waiting for sophia: queued`."""
+    words = dict.fromkeys(f"waiting for {one}" if ": " in one else one for one in waits)
+    return "; ".join(words)
 
 
 class Watching:

@@ -17,13 +17,13 @@ from scaleinfer import (
     OpenAIBackend,
     Permanent,
     Prompt,
-    RunStopped,
     Transient,
     map_sync,
     parallel_map,
     stream_map,
 )
 from scaleinfer.batch import Batch
+from scaleinfer.errors import RunStopped
 from scaleinfer.journal import Journal, Manifest, list_runs, read_attempts, read_results, verify
 from scaleinfer.prices import Price
 from scaleinfer.testing import BatchApi, Fault, RequestView, SimulatedServer

@@ -14,6 +14,7 @@ from scaleinfer import ConfigError, Retry, parallel_embed, parallel_map, stream_
 from scaleinfer.batch import Batch
 from scaleinfer.engine import Budget, Dispatch
 from scaleinfer.errors import BudgetExceeded
+from scaleinfer.journal import verify
 from scaleinfer.prices import Price
 from scaleinfer.testing import BatchApi, Fault, RequestView, SimulatedServer
 
@@ -178,7 +179,7 @@ async def test_seconds_end_a_run_and_what_is_in_flight_lands() -> None:
         assert 8 <= len(results.ok) == server.ledger.answered == server.ledger.arrived < 100
 
 
-async def test_an_item_that_costs_too_much_fails_alone() -> None:
+async def test_an_item_that_costs_too_much_fails_alone(journal: Path) -> None:
     def questions(item: str) -> dict[str, str]:
         names = "abc" if item.endswith("7") else "ab"
         return {name: f"Is {item} soluble? {name}" for name in names}
@@ -191,6 +192,7 @@ async def test_an_item_that_costs_too_much_fails_alone() -> None:
             prices={"*": Price(request=1.0)},
             budget=Budget(per_item_usd=2.5),
             sampling=SHORT,
+            journal=journal,
             progress="none",
         )
     assert [result.index for result in results.failed] == [7, 17]
@@ -198,6 +200,7 @@ async def test_an_item_that_costs_too_much_fails_alone() -> None:
     assert isinstance(error, BudgetExceeded)
     assert error.cap == "per_item_usd"
     assert not results.stopped
+    assert verify(journal).ok
 
 
 async def test_a_programs_calls_are_capped_too() -> None:

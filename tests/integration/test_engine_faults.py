@@ -18,11 +18,11 @@ from scaleinfer import (
     Prompt,
     RateLimit,
     Retry,
-    RunStopped,
     Transient,
     parallel_map,
     stream_map,
 )
+from scaleinfer.errors import RunStopped
 from scaleinfer.journal import read_attempts, read_results, verify
 from scaleinfer.testing import Fault, SimulatedServer
 

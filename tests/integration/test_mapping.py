@@ -19,11 +19,11 @@ from scaleinfer import (
     PromptError,
     Result,
     Retry,
-    Usage,
     map_sync,
     parallel_map,
     stream_map,
 )
+from scaleinfer.results import Usage
 from scaleinfer.testing import SimulatedServer
 
 if TYPE_CHECKING:

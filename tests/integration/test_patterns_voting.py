@@ -18,9 +18,9 @@ from scaleinfer import (
     PromptError,
     Result,
     Retry,
-    RunStopped,
     SchemaError,
 )
+from scaleinfer.errors import RunStopped
 from scaleinfer.fleet import Fleet
 from scaleinfer.patterns import Member, ensemble
 from scaleinfer.testing import Fault, SimulatedServer

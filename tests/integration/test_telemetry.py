@@ -217,26 +217,27 @@ async def test_the_variable_configures_a_process(
     results = await mapped()
     configure(None)
     calls = [vars(record) for record in caplog.records if record.name == "scaleinfer.calls"]
-    assert [(call["item"], call["http_status"]) for call in sorted(calls, key=lambda c: c["item"])] == [
-        (7, 503), (9, 400),
-    ]  # fmt: skip
+    assert sorted((call["item"], call["http_status"]) for call in calls) == [(7, 503), (9, 400)]
     assert {call["run"] for call in calls} == {calls[0]["run"]}
     assert calls[0]["key"] in {results[7].key, results[9].key}
     assert SECRET not in "".join(JsonFormatter().format(record) for record in caplog.records)
 
 
 @pytest.mark.alone
+@pytest.mark.usefixtures("spans", "prometheus")
 async def test_a_storm_of_errors_with_everything_on_does_not_hold_the_loop(
     tmp_path: Path,
-    spans: InMemorySpanExporter,
     meters: InMemoryMetricReader,
-    prometheus: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     configure(Telemetry(spans=0.01, metrics=True, prometheus=0, logs=True, error_texts=True))
     handler = logging.FileHandler(tmp_path / "calls.log")
     handler.setFormatter(JsonFormatter())
     log = logging.getLogger("scaleinfer")
     log.addHandler(handler)
+    monkeypatch.setattr(log, "propagate", False)
+    caplog.set_level(logging.INFO, "scaleinfer")
     late: list[float] = []
 
     async def watch() -> None:

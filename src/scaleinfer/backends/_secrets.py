@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from urllib.parse import SplitResult
 
     from scaleinfer.backends._wire import WireResponse
 
@@ -31,8 +34,20 @@ class Secrets:
         for name, value in headers.items():
             if name.lower() not in _PUBLIC_HEADERS:
                 self.add(value.removeprefix("Bearer "))
+            if name.lower().endswith("authorization"):
+                # A server may repeat it without the name of its scheme.
+                self.add(value.partition(" ")[2])
         for value in others:
             self.add(value)
+
+    def add_userinfo(self, parts: SplitResult) -> None:
+        """Keep an address' user and password out, also as the header that they become."""
+        if parts.username is None:
+            return
+        user, password = unquote(parts.username), unquote(parts.password or "")
+        for value in (user, password, parts.password or ""):
+            self.add(value)
+        self.add(b64encode(f"{user}:{password}".encode()).decode())
 
     def add(self, value: str) -> None:
         """Keep one more value out."""

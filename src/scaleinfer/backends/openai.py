@@ -146,6 +146,9 @@ class OpenAIBackend(Backend):
             **(headers or {}),
         }
         self._secrets = Secrets(self._headers, (query or {}).values())
+        self._secrets.add_userinfo(parts)
+        if isinstance(api_key, str):
+            self._secrets.add(api_key.strip())
         self._bodies = BodyWriter()
         self._open: dict[asyncio.AbstractEventLoop, _Opened] = {}
         self._pages: int | None = 0

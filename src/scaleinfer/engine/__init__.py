@@ -18,7 +18,7 @@ from scaleinfer.engine._limiter import (
 )
 from scaleinfer.engine._orderer import Orderer, ordering_gain
 from scaleinfer.engine._pool import Pool, endpoint_of, pool_of
-from scaleinfer.engine._purse import Purse, item_purse, purse_of
+from scaleinfer.engine._purse import ITEM_CAP, Purse, item_purse, purse_of
 from scaleinfer.engine._rate_limit import RateLimit
 from scaleinfer.engine._retry import (
     COME_BACK_LATER,
@@ -35,6 +35,7 @@ from scaleinfer.engine._window import Window
 
 __all__ = [
     "COME_BACK_LATER",
+    "ITEM_CAP",
     "Bill",
     "Breaker",
     "Budget",

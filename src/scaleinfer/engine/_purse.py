@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     from scaleinfer.engine._budget import Budget
 
-__all__ = ["Most", "Purse", "item_purse", "purse_of"]
+__all__ = ["ITEM_CAP", "Most", "Purse", "item_purse", "purse_of"]
+
+ITEM_CAP = "per_item_usd"
+"""What `BudgetExceeded.cap` says where an item alone is given up."""
 
 
 class Most(NamedTuple):
@@ -167,7 +170,7 @@ class Purse:
         said = f"the budget of {_shown(name, cap)} is reached: {_shown(name, spent)} are used"
         if need and spent < cap:
             said += f", and the next call may use {_shown(name, need)}"
-        item = name == "per_item_usd"
+        item = name == ITEM_CAP
         hint = "Only this item is given up." if item else "Call again with a larger budget."
         return BudgetExceeded(
             f"{said}.", hint=hint, cap=name, limit=_plain(name, cap), spent=_plain(name, spent)
@@ -213,7 +216,7 @@ def purse_of(budget: Budget) -> Purse:
 
 def item_purse(usd: float) -> Purse:
     """Return the purse of one item."""
-    return Purse(Ledger(cap_of(usd)), "per_item_usd")
+    return Purse(Ledger(cap_of(usd)), ITEM_CAP)
 
 
 def _size(amount: Spend) -> tuple[int, int]:

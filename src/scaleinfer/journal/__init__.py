@@ -20,7 +20,7 @@ from scaleinfer.journal._read import (
     read_results,
 )
 from scaleinfer.journal._recover import RecoverReport, recover
-from scaleinfer.journal._redaction import redact
+from scaleinfer.journal._redaction import redact, redact_data
 from scaleinfer.journal._store import Claim
 from scaleinfer.journal._upgrade import upgrade
 from scaleinfer.journal._verify import VerifyReport, verify
@@ -47,6 +47,7 @@ __all__ = [
     "read_sights",
     "recover",
     "redact",
+    "redact_data",
     "upgrade",
     "verify",
 ]

@@ -38,7 +38,7 @@ class Progress(ABC):
             return
         before, self._last = self._last, snapshot
         # Time that a model takes to load says nothing of how fast items will go.
-        if not snapshot.phase.startswith("starting"):
+        if not snapshot.phase.startswith(("starting", "waiting for")):
             self._items.update(snapshot.elapsed_s, snapshot.done - snapshot.resumed)
             self._tokens.update(snapshot.elapsed_s, snapshot.completion_tokens)
         self._show(before, snapshot)

@@ -6,6 +6,7 @@ Off unless configured, for the whole process:
 from scaleinfer.observe import Telemetry, configure
 
 configure(Telemetry(spans=0.01, metrics=True, logs=True))
+configure(None)  # off again
 ```
 
 or by the variable `SCALEINFER_TELEMETRY`, for instance `spans=0.01,metrics,prometheus=9464`.

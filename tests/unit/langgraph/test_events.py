@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from scaleinfer import PromptError, Result, Usage
+from scaleinfer import PromptError, Result
 from scaleinfer.langgraph._events import Tally, result_event
+from scaleinfer.results import Usage
 
 
 def test_progress_is_told_now_and_then() -> None:

@@ -18,10 +18,10 @@ from scaleinfer import (
     PromptError,
     Result,
     SchemaError,
-    Usage,
     WorkerLost,
 )
 from scaleinfer.langgraph import NodeResult
+from scaleinfer.results import Usage
 
 
 def serializer(*allowed: type) -> JsonPlusSerializer:

@@ -17,13 +17,13 @@ from scaleinfer import (
     Permanent,
     PromptError,
     RateLimited,
-    RunStopped,
     ScaleInferError,
     SchemaError,
     Starting,
     Transient,
     WorkerLost,
 )
+from scaleinfer.errors import RunStopped
 from scaleinfer.langgraph import retry_policy
 
 WORTH_IT: list[Exception] = [

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 
 from scaleinfer.errors import ConfigError
-from scaleinfer.observe import Snapshot, open_progress, summary_line
+from scaleinfer.observe import Snapshot, open_progress, snapshot_line, summary_line
 from scaleinfer.observe._bar import BarProgress
 from scaleinfer.observe._log import LogProgress
 from scaleinfer.observe._notebook import NotebookProgress
@@ -77,6 +77,34 @@ def test_log_lines_come_at_growing_intervals() -> None:
         "10/s, 100 tokens/s, 2:50 left after 10 s"
     )
     assert out.getvalue().replace("\n", "").isprintable()
+
+
+def test_every_display_shows_limit_and_spending() -> None:
+    kernel, log, bar = Kernel(), io.StringIO(), Terminal()
+    displays: list[Progress] = [
+        NotebookProgress(display=kernel.display, html=lambda text: text),
+        LogProgress(stream=log),
+        BarProgress(console=Console(file=bar, force_terminal=True, width=120)),
+    ]
+    for display in displays:
+        feed(display, 15, limit=96, cost_usd=1.5)
+        display.close(running(15, cost_usd=1.5), summary_line(running(15, cost_usd=1.5)))
+    for shown in (kernel.shown[-2], log.getvalue(), bar.getvalue()):
+        assert "64 of 96 in flight" in shown
+        assert "$1.50 spent" in shown
+    assert "tokens, $1.50" in kernel.shown[-1]
+
+
+def test_one_line_says_where_a_run_stands() -> None:
+    line = snapshot_line(running(20, limit=96, cost_usd=0.25, phase="waiting for a: queued"))
+    assert line == (
+        "molecules: waiting for a: queued, 400/2,000 (20%), 3 failed, 64 of 96 in flight, "
+        "200 resumed, $0.25 spent after 20 s"
+    )
+    assert "10/s, 100 tokens/s, $0.25 spent, 2:40 left" in snapshot_line(
+        running(20, limit=96, cost_usd=0.25)
+    )
+    assert snapshot_line(Snapshot()) == "scaleinfer: 0 done after 0.0 s"
 
 
 def test_log_says_the_phase_and_no_total_that_is_not_known() -> None:

@@ -4,8 +4,7 @@ import base64
 import hashlib
 import html.parser
 import re
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -24,6 +23,9 @@ from scaleinfer.observe import (
 from scaleinfer.observe._digest import full_text
 from scaleinfer.observe._escape import shown
 from scaleinfer.results import Attempt, Result, Usage
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 START = 1_700_000_000.0
 VOID = {"meta", "input", "path", "rect", "circle"}
@@ -74,7 +76,7 @@ def record(endpoints: int = 2) -> RunRecord:
                 100,
                 20,
                 cost_usd=0.001,
-            )  # fmt: skip
+            )
         )
         found.limits(number / 10, [Place(name, 8 + number // 30, "<finding> the knee")])
     return found
@@ -97,7 +99,7 @@ def results(number: int = 40, text: str = "CCO") -> list[Result]:
                 attempts=1,
                 latency_s=n / 10,
                 endpoint=text,
-            )  # fmt: skip
+            )
         )
     return found
 

@@ -37,7 +37,7 @@ BAD = Attempt(2, "http://host:8000/v1", 1_700_000_000.0, 0.1, "RateLimited", 429
 def test_settings_are_checked() -> None:
     for wrong in ({"spans": 1.5}, {"spans": -1}, {"prometheus": 70000}, {"prometheus": True}):
         with pytest.raises(ConfigError, match="Telemetry"):
-            Telemetry(**wrong)  # type: ignore[arg-type]  # wrong on purpose
+            Telemetry(**wrong)
 
 
 def test_the_variable_says_the_same() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,7 +63,8 @@ def test_quantiles_are_off_by_at_most_a_bin(values: list[float], share: float) -
     bars = spread.bars(most=10)
     assert len(bars) <= 10
     assert sum(number for _, _, number in bars) == len(values)
-    assert all(high == pytest.approx(low) for (_, high, _), (low, _, _) in zip(bars, bars[1:]))  # noqa: B905 - pairs
+    for (_, high, _), (low, _, _) in pairwise(bars):
+        assert high == pytest.approx(low)
 
 
 def test_a_distribution_of_nothing() -> None:
