@@ -39,15 +39,17 @@ def items_of(*labels: str, each: int = 6) -> list[tuple[str, str]]:
     return [(label, f"{label} {number}") for number in range(each) for label in labels]
 
 
+def content(path: Path) -> bytes:
+    return path.read_bytes()
+
+
 async def mapped(
     servers: list[SimulatedServer], items: Any, policy: Policy, **more: Any
 ) -> MapResult:
+    options: dict[str, Any] = {"progress": False, "retry": QUICK} | more
+    backend = [server.base_url for server in servers]
     return await parallel_map(
-        items,
-        lambda item: item[1],
-        backend=[server.base_url for server in servers],
-        policy=policy,
-        **{"progress": False, "retry": QUICK} | more,
+        items, lambda item: item[1], backend=backend, policy=policy, **options
     )
 
 
@@ -86,7 +88,7 @@ FAULTS = [
     temperature=st.sampled_from([0.0, None]),
     journaled=st.booleans(),
 )
-def test_never_a_forbidden_pair(
+def test_never_a_forbidden_pair(  # noqa: PLR0917 - all are drawn
     allow: dict[str, set[int] | None],
     default: set[int] | None,
     faults: list[list[Fault]],
@@ -272,7 +274,7 @@ async def test_what_is_redacted_is_not_in_the_journal(journal: Path) -> None:
             policy=Policy(redact="answers"), progress=False,
         )  # fmt: skip
         assert len(results.ok) == 5
-        assert b"CANARY" not in journal.read_bytes()
+        assert b"CANARY" not in content(journal)
         stored = list(read_results(journal))
         assert all(len(one.payload["redacted"]) == 32 for one in stored if one.ok)
         assert all(one.payload["usage"] for one in stored if one.ok)
@@ -295,7 +297,7 @@ async def test_what_is_redacted_is_not_in_the_journal(journal: Path) -> None:
         assert again.stats.resumed == 0
         assert again.texts == results.texts
     assert verify(journal).problems == []
-    assert b"CANARY" not in journal.read_bytes()
+    assert b"CANARY" not in content(journal)
 
 
 async def test_prompts_alone_may_be_kept_out(server: SimulatedServer, journal: Path) -> None:
@@ -337,14 +339,10 @@ async def test_restricted_items_do_not_hold_up_the_others() -> None:
         allow = {"restricted": slow.base_url, "public": quick.base_url}
         policy = Policy(label=label_of, allow=allow)
         items = [*items_of("restricted", each=8), *items_of("public", each=40)]
-        done: list[str] = []
-
-        def noted(item: tuple[str, str]) -> str:
-            return item[1]
-
-        async for result in stream_map(
-            items, noted, backend=[slow.base_url, quick.base_url], policy=policy,
+        stream = stream_map(
+            items, lambda item: item[1], backend=[slow.base_url, quick.base_url], policy=policy,
             concurrency=1, progress=False,
-        ):  # fmt: skip
-            done.append(result.item[0])
+        )  # fmt: skip
+        done = [result.item[0] async for result in stream]
         assert done[-1] == "restricted"
+        assert len(done) == 48

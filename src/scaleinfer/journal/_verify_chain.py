@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import struct
 from array import array
 from collections import defaultdict
@@ -24,7 +25,6 @@ from scaleinfer.journal._chain import (
 )
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Iterator
 
     from scaleinfer.journal._chain import Link
@@ -108,7 +108,11 @@ def check_chain(
         note: Told of everything that is wrong.
         head: Digest of a link that must be there, as hexadecimal digits.
     """
-    return _Walk(connection, note, head).result()
+    try:
+        return _Walk(connection, note, head).result()
+    except (sqlite3.DatabaseError, *_UNREADABLE) as error:
+        note(f"the chain cannot be compared to its end: {error}")
+        return ChainCheck()
 
 
 class _Walk:
@@ -147,7 +151,7 @@ class _Walk:
                 self._follow(link, whole=whole)
             except _UNREADABLE as error:
                 self._note(f"link {number} of the chain cannot be read: {error}")
-            before = bytes(link.digest)
+            before = link.digest if isinstance(link.digest, bytes) else b""
             found = found or before.hex() == self._wanted
         self._check.head = before.hex()
         if not found:
@@ -265,13 +269,6 @@ class _Walk:
                 kinds[ANSWERED], kinds[FAILED], kinds[TAKEN_UP], run.unrendered, run.attempts
             ]  # fmt: skip
             if tallies != linked:
-                names = (
-                    "answers",
-                    "failures",
-                    "answers taken up",
-                    "items without a prompt",
-                    "calls",
-                )
                 told = ", ".join(
                     f"{there} of {counted} {name}"
                     for name, there, counted in zip(_COUNTED, linked, tallies, strict=True)

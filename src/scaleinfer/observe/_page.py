@@ -184,7 +184,7 @@ def _item(result: Result) -> str:
         error = result.error
         words = "no answer" if error is None else f"{type(error).__name__}: {error.message}"
         answer, kind = _foldable(words), "w bad"
-    took = "resumed" if result.resumed else f"{result.latency_s:.2f}"
+    took = "resumed" if result.resumed else f"{result.latency_s:.3g}"
     usage = result.usage
     tokens = f"{usage.prompt_tokens:,} + {usage.completion_tokens:,}"
     return (

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         fleiss_kappa,
         krippendorff_alpha,
     )
-    from scaleinfer.patterns._blackboard import Agent, BlackboardResult, blackboard
+    from scaleinfer.patterns._blackboard import Agent, BlackboardResult, Turn, blackboard
     from scaleinfer.patterns._broadcast import BroadcastOutcome, BroadcastResult, broadcast
     from scaleinfer.patterns._ensemble import EnsembleOutcome, EnsembleResult, Vote, ensemble
     from scaleinfer.patterns._entropy import EntropyOutcome, EntropyResult, semantic_entropy
