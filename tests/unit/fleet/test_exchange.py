@@ -412,5 +412,7 @@ async def test_nothing_is_tried_again_after_closing() -> None:
 
 
 def test_a_registration_travels_to_another_process() -> None:
-    registration = Registration(agent_id=AgentId.new(name="worker"), lineage="a,b")
+    registration = Registration(
+        agent_id=AgentId.new(name="worker"), exchange_type="http", lineage="a,b"
+    )
     assert pickle.loads(pickle.dumps(registration)) == registration
