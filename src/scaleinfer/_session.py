@@ -5,420 +5,53 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from scaleinfer._batch_mode import batch_plan, checked_deadline, checked_mode
 from scaleinfer._batch_run import BatchRun
 from scaleinfer._intake import Intake
 from scaleinfer._interrupt import on_interrupt
-from scaleinfer._manifest import describe_run
-from scaleinfer._program import Graph, Program, is_program
-from scaleinfer._programs import ProgramRenderer, Programs, no_batches
+from scaleinfer._programs import ProgramRenderer, Programs
 from scaleinfer._run import Run
-from scaleinfer._spending import Spending
 from scaleinfer._vitals import Vitals
 from scaleinfer._watching import ReportFacts, Watching, phase_of, wait_in_words
 from scaleinfer.backends import Backend, resolve_backends
-from scaleinfer.data import source
 from scaleinfer.engine import (
-    Budget,
-    Concurrency,
-    Dispatch,
     Engine,
-    GiveUp,
-    RateLimit,
-    Retry,
-    RetryAuthority,
     pool_of,
 )
-from scaleinfer.errors import ConfigError, EndpointError
+from scaleinfer.errors import ConfigError
 from scaleinfer.map_result import EndpointUse, RunStats
-from scaleinfer.observe import Snapshot, check_telemetry, open_progress, summary_line
-from scaleinfer.policy import Policy, withheld
-from scaleinfer.prices import PICO, Prices, price_table
-from scaleinfer.prompts import Renderer
-from scaleinfer.requests import Sampling
+from scaleinfer.observe import Snapshot, summary_line
+from scaleinfer.policy import withheld
+from scaleinfer.prices import PICO, price_table
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-    from datetime import timedelta
+    from collections.abc import AsyncGenerator
 
-    from pydantic import BaseModel
-
-    from scaleinfer._batch_mode import BatchPlan, Mode
+    from scaleinfer._batch_mode import BatchPlan
+    from scaleinfer._options import Options
     from scaleinfer._program import LLM
-    from scaleinfer.backends import Resolved
+    from scaleinfer._spending import Spending
     from scaleinfer.data import Source
     from scaleinfer.engine import EndpointStatistics
-    from scaleinfer.fleet import Fleet
     from scaleinfer.journal import Journal
     from scaleinfer.observe import Progress
-    from scaleinfer.prices import Price
+    from scaleinfer.prompts import Renderer
     from scaleinfer.results import Result
 
-__all__ = ["BackendSpec", "Options", "ProgressMode", "PromptFn", "Session", "open_calls", "opened"]
+from scaleinfer._endpoints import open_backend
 
-ProgressMode = bool | Literal["auto", "bar", "notebook", "log", "none"]
-BackendSpec = Any
-"""A `Backend`, a spec string, a URL, or a configured client of the openai package."""
-PromptFn = str | Callable[[Any], Any] | Program | Graph
+__all__ = ["Session"]
 
 _TICK = 0.2
-_OTHERS_MAY_OPEN = 1.0
-"""Seconds that endpoints get to become ready once one of them is."""
 _TEXTS_PER_CALL = 64
 _ENDINGS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
 _CTRL_C = "Ctrl-C was pressed."
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The front door's arguments, checked; their meaning is documented there."""
-
-    items: Any
-    prompt_fn: PromptFn
-    chosen: tuple[Resolved, ...]
-    system: str | None
-    schema: type[BaseModel] | None
-    sampling: Sampling
-    concurrency: int | Concurrency | None
-    rate_limit: RateLimit | None
-    dispatch: Dispatch
-    priority: int
-    retry: Retry
-    journal: str | os.PathLike[str] | None
-    key: Callable[[Any], Any] | None
-    ordered: bool
-    on_error: Literal["return", "raise"]
-    progress: ProgressMode
-    name: str | None
-    packing: int | None = None
-    renderer: type[Renderer] = Renderer
-    mode: Mode = "online"
-    deadline: float | None = None
-    budget: Budget | None = None
-    prices: Prices = Prices()  # noqa: RUF009 - it is frozen
-    policy: Policy | None = None
-
-    @classmethod
-    def of(
-        cls,
-        *,
-        backend: BackendSpec | Sequence[BackendSpec] | None,
-        model: str | None,
-        base_url: str | None,
-        api_key: str | None,
-        sampling: Sampling | Mapping[str, Any] | None,
-        concurrency: int | Concurrency | Literal["auto"],
-        rate_limit: RateLimit | None,
-        dispatch: Dispatch | None,
-        retry: Retry | None,
-        fleet: Fleet | None,
-        mode: Mode = "online",
-        deadline: float | timedelta | None = None,
-        budget: Budget | None = None,
-        prices: Prices | Mapping[str, Price] | None = None,
-        **others: Any,
-    ) -> Options:
-        """Check the arguments.
-
-        Raises:
-            ConfigError: One of them cannot be used.
-        """
-        given = backend if isinstance(backend, list | tuple) else [backend]
-        if not given:
-            raise ConfigError("backend=[] names no endpoint.")
-        if fleet is not None:
-            elsewhere = {"backend": backend, "base_url": base_url, "api_key": api_key}
-            _not_with_a_fleet(elsewhere | {"rate_limit": rate_limit, "model": model})
-            given = [fleet.backend(priority=others["priority"], once=budget is not None)]
-            # Its workers have tried all there is to try, except what may have been paid for.
-            attempts = (retry or Retry()).attempts if budget is not None else 1
-            retry = replace(retry or Retry(), attempts=attempts, patience=0.0)
-        chosen = tuple(
-            resolved
-            for one in given
-            for resolved in resolve_backends(one, base_url=base_url, model=model, api_key=api_key)
-        )
-        if len({id(one.backend) for one in chosen}) < len(chosen):
-            raise ConfigError("backend= names the same adapter twice.")
-        _check("rate_limit", rate_limit, RateLimit)
-        _check("dispatch", dispatch, Dispatch)
-        _check("retry", retry, Retry)
-        _check("budget", budget, Budget)
-        _check("policy", others.get("policy"), Policy)
-        if not isinstance(others["priority"], int):
-            raise ConfigError(f"priority must be an integer, not {others['priority']!r}.")
-        if others["on_error"] not in {"return", "raise"}:
-            raise ConfigError(f"on_error must be 'return' or 'raise', not {others['on_error']!r}.")
-        if others["key"] is not None and not callable(others["key"]):
-            raise ConfigError("key must be a function, e.g. key=lambda item: item['id'].")
-        return cls(
-            chosen=chosen,
-            mode=checked_mode(mode, fleet=fleet is not None),
-            deadline=checked_deadline(deadline),
-            budget=budget,
-            prices=Prices.of(prices),
-            sampling=Sampling.of(sampling),
-            concurrency=_concurrency(concurrency),
-            rate_limit=rate_limit,
-            dispatch=dispatch or Dispatch(),
-            retry=retry or Retry(),
-            **others,
-        )
-
-
-def _not_with_a_fleet(arguments: dict[str, Any]) -> None:
-    for name, value in arguments.items():
-        if value is not None:
-            raise ConfigError(
-                f"{name}= is for a map without a fleet.", hint=f"Fleet.local(n, {name}=...)"
-            )
-
-
-def _check(name: str, value: Any, kind: type) -> None:
-    if value is not None and not isinstance(value, kind):
-        raise ConfigError(f"{name} must be a {kind.__name__}, not {value!r}.")
-
-
-def _concurrency(value: Any) -> int | Concurrency | None:
-    if value == "auto":
-        return None
-    if isinstance(value, Concurrency):
-        return value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(
-            f"concurrency must be 'auto', a positive integer or a Concurrency, not {value!r}."
-        )
-    return value
-
-
-@asynccontextmanager
-async def opened(options: Options, *, in_order: bool) -> AsyncIterator[Session]:
-    """Open what a run needs; close it in the end, whatever happens.
-
-    Args:
-        options: The front door's arguments.
-        in_order: True if results are to come in input order.
-
-    Raises:
-        ConfigError: Something needed is missing; nothing was sent.
-        JournalError: The journal cannot be opened.
-    """
-    items = source(options.items)
-    check_telemetry()
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(items.aclose)
-        # Complains about the template or the schema before anything is opened.
-        renderer = _renderer(options)
-        progress = stack.enter_context(open_progress(options.progress, options.name or ""))
-        if options.chosen[0].by_default:
-            progress.note(f"Using the embedded model: {options.chosen[0].reason}.")
-        backends, unreachable = await _open_backends(options, progress, stack)
-        _say_what_caps(backends, options.concurrency, progress)
-        # The first one named, up or not: a journal's identities must not depend on who answers.
-        renderer.model = options.chosen[0].backend.model or backends[0].model
-        journal = None if unreachable else await _open_journal(options, backends)
-        plan = None
-        if unreachable is None and not isinstance(renderer, ProgramRenderer):
-            try:
-                plan = await batch_plan(
-                    options.mode, options.deadline, backends=backends, retry=options.retry,
-                    journal=journal, items=items.total, progress=progress,
-                )  # fmt: skip
-                if plan is not None:
-                    await plan.backend.open()
-                    stack.push_async_callback(plan.backend.aclose)
-            except BaseException:
-                if journal is not None:
-                    await journal.aclose(state="failed", counts={})
-                raise
-        try:
-            spending = Spending(
-                options.budget,
-                options.prices,
-                backends=backends,
-                model=renderer.model,
-                journal=journal,
-            )
-        except BaseException:
-            if journal is not None:
-                await journal.aclose(state="failed", counts={})
-            raise
-        stack.callback(spending.close)
-        session = Session(
-            options, backends, items, renderer, journal, progress, spending,
-            in_order=in_order, plan=plan,
-        )  # fmt: skip
-        stack.push_async_exit(session.close)
-        if unreachable is not None:
-            session.run.stop(str(unreachable), unreachable)
-        try:
-            yield session
-        finally:
-            progress.close(session.snapshot(), session.summary())
-
-
-@asynccontextmanager
-async def open_calls(**arguments: Any) -> AsyncIterator[LLM]:
-    """Open what single calls need; see `scaleinfer.program.open_llm`."""
-    options = Options.of(**_OUTSIDE | arguments)
-    async with opened(options, in_order=False) as session:
-        if session.run.cause is not None:
-            raise session.run.cause
-        yield session.outside()
-
-
-async def _no_program(item: Any, llm: LLM) -> None:
-    """Stand for the program that a map would have."""
-
-
-_OUTSIDE: dict[str, Any] = {
-    "items": (), "prompt_fn": _no_program, "key": None, "ordered": True, "on_error": "return",
-    "backend": None, "model": None, "base_url": None, "api_key": None, "system": None,
-    "schema": None, "sampling": None, "concurrency": "auto", "rate_limit": None, "dispatch": None,
-    "retry": None, "priority": 0, "fleet": None, "journal": None, "name": None,
-}  # fmt: skip
-
-
-def _renderer(options: Options) -> Renderer:
-    prompt_fn: Any = options.prompt_fn
-    kind = options.renderer
-    if kind is Renderer and is_program(prompt_fn):
-        if options.mode != "online":
-            raise no_batches()
-        kind = ProgramRenderer
-    return kind(prompt_fn, system=options.system, schema=options.schema, sampling=options.sampling)
-
-
-async def _open_backends(
-    options: Options, progress: Progress, stack: AsyncExitStack
-) -> tuple[list[Backend], EndpointError | None]:
-    """Open every backend; of several, those that cannot be opened are left out with a word.
-
-    Returns:
-        The opened ones, or all of them and what is wrong if none could be opened.
-    """
-    backends = [resolved.backend for resolved in options.chosen]
-    opened: list[Backend] = []
-    failures: dict[int, BaseException] = {}
-
-    async def open_one(number: int, backend: Backend) -> None:
-        try:
-            await _open_backend(backend, options.retry, progress)
-        except Exception as error:
-            failures[number] = error
-            return
-        # At once: whatever happens to the others, this one is closed in the end.
-        stack.push_async_callback(backend.aclose)
-        opened.append(backend)
-
-    tasks = {asyncio.create_task(open_one(*numbered)) for numbered in enumerate(backends)}
-    try:
-        waiting = tasks
-        while waiting and not opened:
-            _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if waiting:
-            _, waiting = await asyncio.wait(waiting, timeout=_OTHERS_MAY_OPEN)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for number, backend in enumerate(backends):
-        failure = failures.get(number)
-        if failure is not None and not isinstance(failure, EndpointError):
-            raise failure
-        if opened and backend not in opened:
-            why = str(failure) if failure is not None else f"{backend.endpoint} is not ready."
-            progress.note(f"Going on without an endpoint: {why}")
-    if opened:
-        return [backend for backend in backends if backend in opened], None
-    first = failures[min(failures)]
-    assert isinstance(first, EndpointError)
-    return backends, first
-
-
-async def _open_backend(backend: Backend, retry: Retry, progress: Progress) -> None:
-    """Open the backend; a server that starts, or hiccups, is no reason to give up a run."""
-    track = RetryAuthority(retry).track(time.monotonic())
-    while True:
-        try:
-            return await backend.open()
-        except EndpointError as error:
-            decision = track.failed(error, time.monotonic())
-            if isinstance(decision, GiveUp):
-                raise
-            progress.note(f"{type(error).__name__}: {error}", kind=type(error).__name__)
-        await asyncio.sleep(decision.seconds)
-
-
-def _say_what_caps(
-    backends: list[Backend], concurrency: int | Concurrency | None, progress: Progress
-) -> None:
-    """Tell the user if this process cannot hold as many connections as were asked for."""
-    wanted = concurrency.max if isinstance(concurrency, Concurrency) else concurrency
-    for backend in backends:
-        most = backend.most_in_flight
-        if most is not None and wanted is not None and most < wanted:
-            progress.note(
-                f"At most {most:,} calls in flight to {backend.endpoint}, not {wanted:,}: this "
-                "process may not open more files. Raise the hard limit (ulimit -Hn).",
-                kind="files",
-            )
-
-
-async def _open_journal(options: Options, backends: list[Backend]) -> Journal | None:
-    if options.journal is None:
-        return None
-    # In a thread: the file system and git take their time.
-    return await asyncio.to_thread(_opened_journal, options, backends)
-
-
-def _opened_journal(options: Options, backends: list[Backend]) -> Journal:
-    from scaleinfer.journal import Journal, Manifest
-
-    fingerprint, facts = _described(options, backends)
-    assert options.journal is not None
-    return Journal.open(options.journal, Manifest(options.name, fingerprint, facts))
-
-
-def _described(options: Options, backends: list[Backend]) -> tuple[str, dict[str, Any]]:
-    policy = options.policy
-    return describe_run(
-        backends=backends,
-        prompt_fn=options.prompt_fn,
-        system=options.system,
-        schema=options.schema,
-        sampling=options.sampling,
-        program=is_program(options.prompt_fn),
-        parameters=_parameters(options),
-        keep_prompts=policy is None or policy.keeps_prompts,
-    )
-
-
-def _parameters(options: Options) -> dict[str, Any]:
-    """Return the arguments that a journal's manifest names besides the program."""
-    policy = options.policy
-    named = {name: getattr(options, name) for name in _IN_MANIFEST}
-    return {
-        **{name: value for name, value in named.items() if value is not None},
-        "mode": options.mode if isinstance(options.mode, str) else type(options.mode).__name__,
-        "key": getattr(options.key, "__qualname__", None),
-        "policy": None if policy is None else policy.describe(),
-    }
-
-
-_IN_MANIFEST = (
-    "concurrency", "rate_limit", "dispatch", "priority", "retry", "ordered", "on_error", "packing",
-    "deadline", "budget",
-)  # fmt: skip
 
 
 class Session:
@@ -532,7 +165,7 @@ class Session:
                 raise ConfigError(f"{backend.endpoint} makes no embeddings.")
         if spec is not None:
             for backend in backends:
-                await _open_backend(backend, self._options.retry, self._progress)
+                await open_backend(backend, self._options.retry, self._progress)
                 stack.push_async_callback(backend.aclose)
                 self._by_endpoint.setdefault(backend.endpoint, backend)
             model = backends[0].model
@@ -685,7 +318,7 @@ class Session:
         """Return what a report says beyond results and statistics."""
         options, backends = self._options, self._backends
         record = self._watching.observer.record
-        return ReportFacts(record, lambda: _described(options, backends)[1])
+        return ReportFacts(record, lambda: options.describe(backends)[1])
 
     async def close(self, kind: type[BaseException] | None, *rest: object) -> None:
         """End what is still in flight and settle the journal; also while being cancelled."""

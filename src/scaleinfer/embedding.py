@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from scaleinfer._session import Options, opened
+from scaleinfer._opening import opened
+from scaleinfer._options import Options
 from scaleinfer.engine import Dispatch
 from scaleinfer.errors import ConfigError, PromptError
 from scaleinfer.map_result import MapResult
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping, Sequence
 
-    from scaleinfer._session import BackendSpec, ProgressMode
+    from scaleinfer._options import BackendSpec, ProgressMode
     from scaleinfer.engine import Budget, Concurrency, RateLimit, Retry
     from scaleinfer.policy import Policy
     from scaleinfer.prices import Price, Prices

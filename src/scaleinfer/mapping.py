@@ -7,7 +7,8 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from scaleinfer._loop import run
-from scaleinfer._session import Options, opened
+from scaleinfer._opening import opened
+from scaleinfer._options import Options
 from scaleinfer.map_result import MapResult, RunStats
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from scaleinfer._batch_mode import Mode
-    from scaleinfer._session import BackendSpec, ProgressMode, PromptFn
+    from scaleinfer._options import BackendSpec, ProgressMode, PromptFn
     from scaleinfer.engine import Budget, Concurrency, Dispatch, RateLimit, Retry
     from scaleinfer.fleet import Fleet
     from scaleinfer.policy import Policy

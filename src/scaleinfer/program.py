@@ -20,8 +20,8 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from scaleinfer._opening import open_calls
 from scaleinfer._program import LLM, Graph, Program, current_llm, is_graph, is_program
-from scaleinfer._session import open_calls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
