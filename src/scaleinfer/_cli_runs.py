@@ -98,7 +98,7 @@ def _rows(
         for result in stored_results(journal, run=run, everything=everything):
             yield result_row(result), result.ok
         return
-    from scaleinfer.audit import exported
+    from scaleinfer._exported import exported
 
     info = chosen_run(journal, run)
     created = 0.0 if info is None else info.started

@@ -133,7 +133,7 @@ async def test_what_is_not_a_journal_is_left_alone(tmp_path: Path) -> None:
         list_runs(tmp_path / "nothing.db")
 
 
-@pytest.mark.parametrize(("version", "reason"), [(2, "newer"), (0, "older")])
+@pytest.mark.parametrize(("version", "reason"), [(3, "newer"), (0, "older")])
 async def test_other_formats_are_refused(tmp_path: Path, version: int, reason: str) -> None:
     path = tmp_path / "run.db"
     create(str(path))
@@ -494,7 +494,7 @@ def fill(path: Path, limit: int) -> int:
 def test_a_file_size_limit_keeps_what_was_committed(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     landed = fill(path, 1 << 20)
-    assert landed > 100
+    assert landed > 50
     assert len(list(read_results(path))) >= landed
     assert verify(path).ok
 
@@ -516,7 +516,7 @@ def test_a_full_disk_keeps_what_was_committed_and_the_run_goes_on(tmp_path: Path
     try:
         path = disk / "run.db"
         landed = fill(path, 0)
-        assert landed > 100
+        assert landed > 50
         assert len(list(read_results(path))) >= landed
         assert verify(path).ok
         subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)

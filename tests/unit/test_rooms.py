@@ -48,6 +48,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "_batch_question",
         "_batch_run",
         "_digest",
+        "_exported",
         "_git",
         "_graphs",
         "_identity",

@@ -116,11 +116,16 @@ class Call:
             )
         )
 
-    def cut_off(self, endpoint: str) -> None:
-        """Tell of a call that was ended before its answer came; the endpoint has seen it."""
+    def cut_off(self, endpoint: str, number: int) -> None:
+        """Tell of a call that was ended before its answer came; the endpoint has seen it.
+
+        Args:
+            endpoint: Its name.
+            number: Which call of its item it was as it was sent.
+        """
         took = time.monotonic() - self.began
         with suppress(JournalError):  # it is on its way out, with whatever ended it
-            self.attempted(Attempt(self.number, endpoint, self.started, took, CUT_OFF))
+            self.attempted(Attempt(number, endpoint, self.started, took, CUT_OFF))
 
     def _replay(self, attempts: Sequence[Attempt], completion: Completion | None = None) -> None:
         """Tell of the calls that a fleet's worker made."""

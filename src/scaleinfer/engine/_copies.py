@@ -215,7 +215,7 @@ class Copies:
                 error,
             )
             if completion is None and error is None:
-                call.cut_off(backend.endpoint)
+                call.cut_off(backend.endpoint, call.number)
             self._pool.wake()
         first.number = call.number
         try:

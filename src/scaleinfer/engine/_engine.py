@@ -408,7 +408,6 @@ class Engine:
             ]
         call = Call(requests[0], 1, lambda attempt: None, place)
         call.began = time.monotonic()
-        self.calls += 1
         self._enter()
         outcome, answers = Outcome.CANCELLED, list[Completion | EndpointError]()
         try:
@@ -426,6 +425,7 @@ class Engine:
         return answers
 
     def _enter(self) -> None:
+        self.calls += 1
         self._in_flight += 1
         self._peak = max(self._peak, self._in_flight)
 
@@ -542,10 +542,10 @@ class Engine:
             place = await self._waited_for(want)
         call.endpoint, endpoint, backend = place, pool.endpoints[place], self._adapter(place)
         call.started = time.time()
-        self.calls += 1
         self._enter()
         began = call.began = time.monotonic()
-        outcome, error, completion, ended = Outcome.CANCELLED, None, None, 0.0
+        number, outcome = call.number, Outcome.CANCELLED
+        error, completion, ended = None, None, 0.0
         try:
             try:
                 completion = await self._send(call, backend, timeout)
@@ -583,7 +583,7 @@ class Engine:
                 # The endpoint has nothing to show for it but the time it took.
                 outcome, completion = Outcome.CANCELLED, None
             if completion is None and call.error is None:
-                call.cut_off(backend.endpoint)
+                call.cut_off(backend.endpoint, number)
             settle_place(endpoint, call, want, ended, outcome, completion, error)
             pool.wake()
 

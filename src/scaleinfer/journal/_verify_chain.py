@@ -282,11 +282,11 @@ class _Walk:
     def _account_items(
         self, account: Account, run: _Run, counts: dict[str, Any], facts: dict[str, Any]
     ) -> None:
-        items = counts.get("items")
-        if not isinstance(items, int):
-            return  # it was killed, or whoever wrote it counted nothing
+        if not all(isinstance(counts.get(name), int) for name in ("items", "ok", "failed")):
+            return  # it was killed, or whoever wrote it did not count items
+        items: int = counts["items"]
+        account.ok, account.failed = counts["ok"], counts["failed"]
         account.items = items
-        account.ok, account.failed = counts.get("ok", 0), counts.get("failed", 0)
         account.not_asked = counts.get("not_asked", 0)
         if items != account.ok + account.failed:
             self._note(

@@ -304,5 +304,5 @@ async def test_a_straggler_gets_a_second_copy_and_the_first_answer_counts() -> N
         assert await engine.call(REQUEST, attempted=seen.append) is OK
     assert engine.statistics().hedged == 1
     assert backend.running == 0
-    assert [attempt.number for attempt in seen] == [2]
+    assert [(attempt.number, attempt.status) for attempt in seen] == [(2, "ok"), (1, "cancelled")]
     await engine.aclose()
