@@ -131,7 +131,8 @@ class Session:
             provider=self._backend.kind,
             model=renderer.model,
             items=items.total,
-            quotes=options.policy is None or options.policy.keeps_prompts,
+            # An error's text may quote the prompt, and nobody knows whose it is.
+            quotes=options.policy is None or options.policy.tells_errors,
         )
         self.run.watch = self._watching.observer.watch
 

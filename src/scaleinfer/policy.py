@@ -133,6 +133,11 @@ class Policy:
         """False if answers are kept out of journal and telemetry."""
         return "answers" not in _listed(self.redact)
 
+    @property
+    def tells_errors(self) -> bool:
+        """True if a server's messages may leave the run: one may quote any item's prompt."""
+        return self.keeps_prompts and self.label is None
+
     def audience(self, item: Any) -> Audience:
         """Return who may see an item.
 

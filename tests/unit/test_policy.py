@@ -160,3 +160,17 @@ async def test_a_group_that_is_refused_does_not_hold_up_the_others() -> None:
     free["a"] = 50
     gate.wake()
     assert await asyncio.gather(*waiting[:-1]) == ["a"] * 50
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        (Policy(), True),
+        (Policy(label=str, default="*"), False),
+        (Policy(redact="prompts"), False),
+    ],
+)
+def test_messages_that_may_quote_a_restricted_prompt_are_not_told(
+    policy: Policy, told: bool
+) -> None:
+    assert policy.tells_errors is told
