@@ -24,6 +24,7 @@ BENCHMARKS = (
     "langgraph",
     "journal",
     "journal_cpu",
+    "accounts",
     "local openvino",
     "local xllamacpp",
 )
