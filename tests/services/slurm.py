@@ -189,11 +189,20 @@ class SlurmCluster:
         return found
 
     def wait_idle(self, seconds: float = _STOP_SECONDS) -> None:
-        """Wait until every node is up and runs nothing."""
+        """Wait until every node is up and runs nothing.
+
+        Slurm takes a node out that could not end a job in time, as one that was cut off; it is
+        put back.
+        """
 
         def idle() -> bool:
             counts = self.run("sinfo", "-h", "-p", "debug", "-o", "%D", "-t", "idle", check=False)
-            return sum(int(count) for count in counts.split()) == self.nodes
+            if sum(int(count) for count in counts.split()) == self.nodes:
+                return True
+            out = self.run("sinfo", "-h", "-N", "-o", "%N", "-t", "down,drain,fail", check=False)
+            for node in set(out.split()):
+                self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+            return False
 
         _wait(idle, seconds, f"{self.nodes} idle nodes, see {self.root}/log")
 

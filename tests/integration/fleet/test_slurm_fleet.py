@@ -32,6 +32,7 @@ def prompt(molecule: dict[str, str]) -> str:
 async def test_300_records_on_three_nodes_with_a_model_each_while_one_is_cut_off(
     slurm: SlurmCluster, tmp_path: Path, journal: Path, local_model: Path
 ) -> None:
+    await asyncio.to_thread(slurm.wait_idle, 90.0)
     with MOLECULES.open(newline="") as file:
         molecules = list(csv.DictReader(file))
     assert len(molecules) == 300
@@ -86,6 +87,8 @@ async def asked(molecules: list[dict[str, str]], fleet: Fleet, journal: Path) ->
 async def test_a_fleet_grows_by_its_backlog_shrinks_to_nothing_and_grows_again(
     slurm: SlurmCluster, tmp_path: Path, journal: Path
 ) -> None:
+    # The test before has cut a node off.
+    await asyncio.to_thread(slurm.wait_idle, 90.0)
     arrivals = Arrivals(tmp_path / "arrived")
     left = Left(slurm)
     fleet = Fleet.slurm(
