@@ -115,7 +115,7 @@ def _sight(sight: Sight) -> str:
     verdict = {None: "", True: "; allowed", False: "; NOT ALLOWED"}[sight.allowed]
     return (
         f"{label}: {sight.endpoint} was sent {sight.items:,} questions in {sight.calls:,} calls, "
-        f"{sight.answered:,} answered; {when}{verdict}"
+        f"{sight.answered:,} answered; {' to '.join(when)}{verdict}"
     )
 
 
