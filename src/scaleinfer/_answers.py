@@ -437,9 +437,7 @@ def single_result(index: int, key: str, item: Any, answer: Answer) -> Result:
 
 def joint_result(index: int, key: str, item: Any, answers: dict[str, Answer]) -> Result:
     """Return the result of an item with several named questions."""
-    usage = Usage()
-    for answer in answers.values():
-        usage = usage.plus(answer.usage)
+    usage = Usage.total(answer.usage for answer in answers.values())
     # By name, not by order: a journal does not know in which they were asked.
     last = answers[max(answers)]
     error = None

@@ -15,7 +15,7 @@ from scaleinfer._program import LLM, current_llm, is_graph
 from scaleinfer.errors import ConfigError, PromptError, ScaleInferError
 from scaleinfer.prompts import Question, Renderer
 from scaleinfer.requests import Request, Sampling
-from scaleinfer.results import Result, Usage
+from scaleinfer.results import Result, Usage, total_cost
 
 if TYPE_CHECKING:
     from array import array
@@ -228,10 +228,6 @@ async def _outcome(asked: Awaitable[Result]) -> Result | ScaleInferError:
 def _joined(llm: LLM, value: Any, error: ScaleInferError | None, seconds: float) -> Result:
     calls = llm.calls
     last = calls[-1] if calls else None
-    usage = Usage()
-    for call in calls:
-        usage = usage.plus(call.usage)
-    costs = [call.cost_usd for call in calls if call.cost_usd is not None]
     return Result(
         key=llm.key,
         index=llm.index,
@@ -240,8 +236,8 @@ def _joined(llm: LLM, value: Any, error: ScaleInferError | None, seconds: float)
         text=value if isinstance(value, str) else None,
         value=value,
         error=error,
-        usage=usage,
-        cost_usd=sum(costs) if costs else None,
+        usage=Usage.total(call.usage for call in calls),
+        cost_usd=total_cost(call.cost_usd for call in calls),
         attempts=sum(call.attempts for call in calls),
         latency_s=seconds,
         endpoint=None if last is None else last.endpoint,

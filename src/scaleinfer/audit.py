@@ -18,7 +18,7 @@ from scaleinfer._run import placed
 from scaleinfer.errors import JournalError, error_from_dict
 from scaleinfer.map_result import MapResult, RunStats
 from scaleinfer.policy import Policy
-from scaleinfer.results import Usage
+from scaleinfer.results import Usage, total_cost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,10 +113,6 @@ def _stored(path: str | os.PathLike[str], run: int | None) -> Iterator[StoredRes
 
 
 def _stats(path: str, info: RunInfo, results: list[Result]) -> RunStats:
-    usage = Usage()
-    for result in results:
-        usage = usage.plus(result.usage)
-    costs = [result.cost_usd for result in results if result.cost_usd is not None]
     ok = sum(result.ok for result in results)
     return RunStats(
         name=info.name,
@@ -131,8 +127,8 @@ def _stats(path: str, info: RunInfo, results: list[Result]) -> RunStats:
         shared=0,
         retries=0,
         elapsed_s=0.0 if info.ended is None else info.ended - info.started,
-        usage=usage,
-        cost_usd=sum(costs) if costs else None,
+        usage=Usage.total(result.usage for result in results),
+        cost_usd=total_cost(result.cost_usd for result in results),
         endpoint=info.data.get("endpoint", ""),
         model=info.data.get("program", {}).get("model"),
         journal=path,

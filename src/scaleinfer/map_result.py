@@ -11,7 +11,7 @@ import orjson
 
 from scaleinfer._shown import shown
 from scaleinfer.errors import ConfigError
-from scaleinfer.results import Result, Usage
+from scaleinfer.results import Result, Usage, total_cost
 
 if TYPE_CHECKING:
     import os
@@ -261,16 +261,12 @@ class MapResult(Sequence[Result]):
     @property
     def usage(self) -> Usage:
         """Tokens of all results, resumed ones included."""
-        total = Usage()
-        for result in self._results:
-            total = total.plus(result.usage)
-        return total
+        return Usage.total(result.usage for result in self._results)
 
     @property
     def cost_usd(self) -> float | None:
         """Price of `usage`, resumed results included; `None` if no price is known."""
-        costs = [result.cost_usd for result in self._results if result.cost_usd is not None]
-        return sum(costs) if costs else None
+        return total_cost(result.cost_usd for result in self._results)
 
     @property
     def digest(self) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from array import array
+    from collections.abc import Iterable
 
     from scaleinfer.errors import ScaleInferError
 
-__all__ = ["CUT_OFF", "Attempt", "Completion", "Load", "RateState", "Result", "Usage"]
+__all__ = ["CUT_OFF", "Attempt", "Completion", "Load", "RateState", "Result", "Usage", "total_cost"]
 
 CUT_OFF = "cancelled"
 """Status of a call that was ended before its answer came."""
@@ -44,6 +46,17 @@ class Usage(NamedTuple):
             self.requests + other.requests,
             self.reasoning_tokens + other.reasoning_tokens,
         )
+
+    @classmethod
+    def total(cls, usages: Iterable[Usage]) -> Usage:
+        """Return the sum of all of them."""
+        return reduce(cls.plus, usages, cls())
+
+
+def total_cost(costs: Iterable[float | None]) -> float | None:
+    """Return the sum of the known costs; `None` if none is known."""
+    known = [cost for cost in costs if cost is not None]
+    return sum(known) if known else None
 
 
 class Load(NamedTuple):

@@ -209,8 +209,5 @@ def settle_pack(  # noqa: PLR0917 - all of a call's end
     """Tell an endpoint's state machines how a call for several requests ended."""
     whole = None
     if answers:
-        usage = Usage()
-        for answer in answers:
-            usage = usage.plus(answer.usage)
-        whole = replace(answers[0], usage=usage)
+        whole = replace(answers[0], usage=Usage.total(answer.usage for answer in answers))
     settle_place(endpoint, call, want, time.monotonic(), outcome, whole, error)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
-from scaleinfer.results import Usage
+from scaleinfer.results import Usage, total_cost
 
 if TYPE_CHECKING:
     import os
@@ -151,16 +151,12 @@ class PatternResult(Sequence[OutcomeT], Generic[OutcomeT]):
     @property
     def usage(self) -> Usage:
         """Tokens of all outcomes, resumed ones included."""
-        total = Usage()
-        for outcome in self._outcomes:
-            total = total.plus(outcome.usage)
-        return total
+        return Usage.total(outcome.usage for outcome in self._outcomes)
 
     @property
     def cost_usd(self) -> float | None:
         """Price of `usage`; `None` if no price is known."""
-        costs = [outcome.cost_usd for outcome in self._outcomes if outcome.cost_usd is not None]
-        return sum(costs) if costs else None
+        return total_cost(outcome.cost_usd for outcome in self._outcomes)
 
     def tables(self) -> list[Table]:
         """Return what the pattern has to show beside its items; shown above them."""

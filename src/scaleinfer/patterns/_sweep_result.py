@@ -289,9 +289,7 @@ def _cell(variant: Variant, answers: Sequence[SweepAnswer | None]) -> SweepCell:
     results = [found.result for found in given if found.result is not None]
     scores = [found.score for found in good if found.score is not None]
     costs = [result.cost_usd for result in results if result.cost_usd is not None]
-    usage = Usage()
-    for result in results:
-        usage = usage.plus(result.usage)
+    usage = Usage.total(result.usage for result in results)
     several = len(scores) > 1
     return SweepCell(
         *variant,
