@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
-from itertools import count
 from typing import TYPE_CHECKING, ClassVar
 
-from scaleinfer.backends._base import Backend, EndpointStatus
+from scaleinfer.backends._base import EndpointStatus
 from scaleinfer.backends._first_listing import same
 from scaleinfer.backends._membership import Address
 from scaleinfer.backends._roster import Roster
+from scaleinfer.backends._rostered import RosteredBackend
 from scaleinfer.errors import ConfigError, EndpointError, Permanent, Starting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from scaleinfer.backends._base import Follower
     from scaleinfer.backends._batch_base import BatchBackend
     from scaleinfer.backends._first_gateway import Gateway
     from scaleinfer.backends.first import FirstBackend
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["FirstClusters", "weighted"]
 
 
-class FirstClusters(Backend):
+class FirstClusters(RosteredBackend):
     """A model on every cluster of FIRST that offers it; `FirstBackend.federated` makes one.
 
     The clusters are those that `/list-endpoints` names, and are looked for again every few
@@ -43,7 +41,6 @@ class FirstClusters(Backend):
     """
 
     kind: ClassVar[str] = "first"
-    many: ClassVar[bool] = True
     embeds = True
     adaptive = False
 
@@ -56,6 +53,7 @@ class FirstClusters(Backend):
         weights: Mapping[str, float],
         every: float,
     ) -> None:
+        super().__init__()
         self.endpoint = gateway.url
         self.model: str = model
         self.user_rate = gateway.user_rate
@@ -63,14 +61,6 @@ class FirstClusters(Backend):
         self._make = make
         self._weights = dict(weights)
         self._every = every
-        self._open: dict[asyncio.AbstractEventLoop, Roster] = {}
-        self._turn = count()
-
-    @property
-    def members(self) -> list[Backend]:
-        """The adapters to the clusters that get calls on the running loop."""
-        roster = self._open.get(asyncio.get_running_loop())
-        return [] if roster is None else roster.members()
 
     @property
     def starting(self) -> bool:
@@ -87,11 +77,6 @@ class FirstClusters(Backend):
         return "; ".join(dict.fromkeys(member.waits_for for member in found if member.waits_for))
 
     @property
-    def connection_wait_s(self) -> float:
-        """Seconds that calls have waited for a connection so far, summed."""
-        return sum(roster.connection_wait_s() for roster in self._open.values())
-
-    @property
     def model_known(self) -> bool:
         """True: no cluster has to be asked for its model."""
         return True
@@ -102,42 +87,14 @@ class FirstClusters(Backend):
         backend.weight = address.weight
         return backend
 
-    def follow(self, follower: Follower) -> Sequence[Backend]:
-        """Return the members, and tell the follower who comes and goes; see `Backend.follow`."""
-        roster = self._open.get(asyncio.get_running_loop())
-        return [] if roster is None else roster.follow(follower)
+    def _roster(self) -> Roster:
+        return Roster(self.endpoint, self._listed, self._every, self)
 
-    async def open(self) -> None:
-        """Look for the clusters that have the model.
+    async def _first_opens(self) -> None:
+        await self._gateway.open()
 
-        Raises:
-            EndpointError: The gateway did not tell, or none has it.
-        """
-        loop = asyncio.get_running_loop()
-        for other in [other for other in self._open if other.is_closed()]:
-            del self._open[other]  # it ended without closing us
-        roster = self._open.get(loop)
-        if roster is None:
-            roster = self._open[loop] = Roster(self.endpoint, self._listed, self._every, self)
-            await self._gateway.open()
-        roster.users += 1
-        try:
-            await roster.start()
-        except BaseException:
-            await self.aclose()
-            raise
-
-    async def aclose(self) -> None:
-        """Close every member when the last user leaves."""
-        loop = asyncio.get_running_loop()
-        roster = self._open.get(loop)
-        if roster is None:
-            return
-        roster.users -= 1
-        if roster.users == 0:
-            del self._open[loop]
-            await roster.aclose()
-            await self._gateway.aclose()
+    async def _last_leaves(self) -> None:
+        await self._gateway.aclose()
 
     async def complete(self, request: Request, *, timeout: float | None = None) -> Completion:
         """Ask one cluster after the other; a map chooses better, see `follow`."""

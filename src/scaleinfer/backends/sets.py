@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from scaleinfer.backends._base import Backend, EndpointStatus
+from scaleinfer.backends._base import EndpointStatus
 from scaleinfer.backends._registry import Registry, Shape
 from scaleinfer.backends._roster import Roster
+from scaleinfer.backends._rostered import RosteredBackend
 from scaleinfer.backends._sources import Fixed, HostFile
 from scaleinfer.backends.openai import OpenAIBackend
 from scaleinfer.errors import ConfigError, EndpointError, Starting
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping
 
-    from scaleinfer.backends._base import Follower
     from scaleinfer.backends._membership import Address
     from scaleinfer.backends._sources import Source
     from scaleinfer.requests import Request
@@ -30,7 +29,7 @@ _CHECKED_AT_ONCE = 64
 _NOT_FOR_MEMBERS = frozenset({"base_url", "weight"})
 
 
-class EndpointSet(Backend):
+class EndpointSet(RosteredBackend):
     """Many OpenAI-compatible servers that come and go while calls are made.
 
     A map spreads its calls over the members as over a list of backends, and follows who joins
@@ -53,7 +52,6 @@ class EndpointSet(Backend):
     """
 
     kind: ClassVar[str] = "set"
-    many: ClassVar[bool] = True
     embeds = True
 
     def __init__(
@@ -68,6 +66,7 @@ class EndpointSet(Backend):
         wrong = sorted(_NOT_FOR_MEMBERS & options.keys())
         if wrong:
             raise ConfigError(f"{wrong[0]}= is no option of a set's members; its source says it.")
+        super().__init__()
         self.endpoint = source.name
         self.model = self._wanted = model or os.environ.get("OPENAI_MODEL")
         self.priced = priced
@@ -79,8 +78,6 @@ class EndpointSet(Backend):
         self.rate_limit = member.rate_limit
         self._source = source
         self._options = options
-        self._open: dict[asyncio.AbstractEventLoop, Roster] = {}
-        self._turn = count()
 
     @classmethod
     def hosts(
@@ -199,27 +196,13 @@ class EndpointSet(Backend):
         return cls(source, **({"priced": True} | options))
 
     @property
-    def connection_wait_s(self) -> float:
-        """Seconds that calls have waited for a connection so far, summed."""
-        return sum(roster.connection_wait_s() for roster in self._open.values())
-
-    @property
     def waits_for(self) -> str:
         """What calls wait for; empty while there is a member."""
         empty = any(roster.started and not roster.members() for roster in self._open.values())
         return f"{self.endpoint} names no endpoint" if empty else ""
 
-    @property
-    def members(self) -> list[Backend]:
-        """The adapters of the endpoints that get calls on the running loop, in listed order."""
-        roster = self._open.get(asyncio.get_running_loop())
-        return [] if roster is None else roster.members()
-
-    def follow(self, follower: Follower) -> Sequence[Backend]:
-        """Return the members, and tell the follower who comes and goes; see `Backend.follow`."""
-        roster = self._open.get(asyncio.get_running_loop())
-        # A run whose endpoints could not be opened is made all the same, to say why.
-        return [] if roster is None else roster.follow(follower)
+    def _roster(self) -> Roster:
+        return Roster(self.endpoint, self._list, self._source.every, self)
 
     async def open(self) -> None:
         """Read the list and begin to follow it, on the running loop.
@@ -228,31 +211,9 @@ class EndpointSet(Backend):
             ConfigError: The list is not there, or cannot be understood.
             EndpointError: It names no endpoint yet, or none of which the model can be found out.
         """
-        loop = asyncio.get_running_loop()
-        for other in [other for other in self._open if other.is_closed()]:
-            del self._open[other]  # it ended without closing us
-        roster = self._open.get(loop)
-        if roster is None:
-            roster = self._open[loop] = Roster(self.endpoint, self._list, self._source.every, self)
-        roster.users += 1
-        try:
-            await roster.start()
-        except BaseException:
-            await self.aclose()
-            raise
+        await super().open()
         if self.model is None:
-            self.model = next((member.model for member in roster.members()), None)
-
-    async def aclose(self) -> None:
-        """Close every member when the last user leaves."""
-        loop = asyncio.get_running_loop()
-        roster = self._open.get(loop)
-        if roster is None:
-            return
-        roster.users -= 1
-        if roster.users == 0:
-            del self._open[loop]
-            await roster.aclose()
+            self.model = next((member.model for member in self.members), None)
 
     async def complete(self, request: Request, *, timeout: float | None = None) -> Completion:
         """Ask one member after the other; a map chooses better, see `follow`."""
