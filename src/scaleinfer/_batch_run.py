@@ -144,7 +144,8 @@ class BatchRun(Run):
             if self._journal is None:
                 self._plan.note("Cancelling the batches: without a journal nobody can fetch them.")
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(client.abandon(), _ABANDON_S)
+                    async with asyncio.timeout(_ABANDON_S):
+                        await client.abandon()
             else:
                 self._plan.note(
                     f"{client.unfinished} batches go on at {self._plan.backend.endpoint}; the same "

@@ -104,7 +104,8 @@ class Watcher:
             # After a refusal too: what `/jobs` tells at once is older than the refusal.
             wait = self._poll_s * random.uniform(1 - _JITTER, 1 + _JITTER)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
             if not self._state.hot:
                 await self.look()
 

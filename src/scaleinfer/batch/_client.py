@@ -191,7 +191,8 @@ class BatchClient:
             if self._over():
                 break
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._pause())
+                async with asyncio.timeout(self._pause()):
+                    await self._wake.wait()
 
     async def abandon(self) -> None:
         """Cancel every batch at the server: nobody will come for them."""

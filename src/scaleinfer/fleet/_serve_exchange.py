@@ -116,7 +116,8 @@ class _Child:
         assert process.stdout is not None
         line = ""
         with contextlib.suppress(TimeoutError):
-            line = (await asyncio.wait_for(process.stdout.readline(), _START_S)).decode()
+            async with asyncio.timeout(_START_S):
+                line = (await process.stdout.readline()).decode()
         if line.startswith(_READY):
             return line.removeprefix(_READY).strip()
         log = self._log
@@ -151,7 +152,8 @@ class _Child:
         assert process.stdin is not None
         process.stdin.close()  # which is what the child waits for
         try:
-            await asyncio.wait_for(process.wait(), _STOP_S)
+            async with asyncio.timeout(_STOP_S):
+                await process.wait()
         except TimeoutError:
             process.kill()
             await process.wait()

@@ -254,7 +254,8 @@ async def serve_in_this_process(
             if parent is not None and os.getppid() != parent:
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), _PARENT_CHECK_SECONDS)
+                async with asyncio.timeout(_PARENT_CHECK_SECONDS):
+                    await stop.wait()
 
 
 def _await_end_of_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -219,6 +219,23 @@ async def test_no_row_is_lost_and_none_is_paid_for_twice(seed: int) -> None:
     assert not notes.known
 
 
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_cancelled_client_ends_though_it_was_just_woken(turns: int) -> None:
+    client = Run(Server(random.Random(0), trouble=0.0), Notes(), {}, 0).client
+    running = asyncio.create_task(client.run())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    client.flush()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running], timeout=1)
+    cancelled = running.cancelled()
+    client.end_input()
+    await asyncio.wait([running])
+    assert cancelled
+
+
 async def test_what_cannot_pass_ends_the_run() -> None:
     class Refusing(Server):
         async def upload(self, token: str, lines: list[bytes]) -> str:
