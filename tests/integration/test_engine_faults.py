@@ -174,7 +174,17 @@ def broken_after(answered: int) -> Fault:
     return Fault.status(400, match=lambda view: next(numbers) >= answered)
 
 
-async def test_fifty_in_a_row_after_successes_stop_the_run_and_name_the_cause(
+async def test_bad_items_side_by_side_stop_nothing_while_more_were_answered() -> None:
+    too_long = Fault.status(400, match=lambda view: int(view.prompt) >= 200)
+    async with SimulatedServer(faults=[too_long]) as server:
+        results = await parallel_map(
+            range(300), "{}", base_url=server.base_url, concurrency=4, **QUIET
+        )
+    assert results.stopped == ""
+    assert [result.ok for result in results] == [number < 200 for number in range(300)]
+
+
+async def test_as_many_in_a_row_as_were_answered_stop_the_run_and_name_the_cause(
     journal: Path,
 ) -> None:
     async with SimulatedServer(faults=[broken_after(100)]) as server:
@@ -187,14 +197,14 @@ async def test_fifty_in_a_row_after_successes_stop_the_run_and_name_the_cause(
             **QUIET,
         )
         assert results.stats.ok == 100
-        assert 50 <= results.stats.failed < 60
+        assert 100 <= results.stats.failed < 110
         assert len(results) == 1000
-        assert "50 requests in a row were given up" in results.stopped
+        assert "100 requests in a row were given up" in results.stopped
         assert "HTTP 400" in results.stopped
         assert isinstance(results[999].error, RunStopped)
         assert "not answered" in str(results[999].error)
         # Those in flight as it stopped have no result; some of them had not even arrived.
-        assert server.ledger.arrived <= results.stats.calls < 100 + 50 + 2 * 4
+        assert server.ledger.arrived <= results.stats.calls < 100 + 100 + 2 * 4
     assert verify(journal).ok
     assert sum(row.ok for row in read_results(journal)) == 100
 

@@ -51,7 +51,9 @@ class Retry:
         repairs: How often a model is shown what is wrong with an answer that does not fit
             the schema.
         stop_after: Items given up in a row, without a single success in between, after which
-            the run is stopped; `None` never stops it.
+            the run is stopped; `None` never stops it. Items that the server refuses for their
+            own sake (a 400, a prompt that is too long) may also be as many as were answered
+            before: in a sorted list they stand side by side.
         budget: Retries of the whole run for each answered call, beyond a first allowance of
             as many as calls may be in flight. Beyond it retries wait: while nothing is
             answered, one goes per second (twice `initial`); as soon as something is, they
@@ -156,7 +158,7 @@ class RetryAuthority:
         self._successes = 0
         self._failures = 0
         self._retries = 0
-        self._in_a_row = 0
+        self._in_a_row = self._accepted = 0
         self._unreached_since: float | None = None
         self._unreached = 0
         self._reached = False
@@ -181,6 +183,7 @@ class RetryAuthority:
     def accepted(self) -> None:
         """A request has its answer, and the answer is one that can be used."""
         self._in_a_row = 0
+        self._accepted += 1
 
     def rejected(self, error: ScaleInferError) -> None:
         """A request was given up for another reason: its answers never fit the schema."""
@@ -244,6 +247,8 @@ class RetryAuthority:
     def _give_up(self, error: ScaleInferError) -> GiveUp:
         self._in_a_row += 1
         limit = self.retry.stop_after
+        if limit is not None and isinstance(error, Permanent) and not error.fatal:
+            limit = max(limit, self._accepted)
         if limit is not None and self._in_a_row >= limit:
             self._abort(error, f"{self._in_a_row} requests in a row were given up")
         return GiveUp()

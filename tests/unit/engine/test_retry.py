@@ -164,6 +164,31 @@ def test_so_many_items_given_up_in_a_row_stop_the_run() -> None:
     assert it.cause is None
 
 
+def test_items_refused_for_their_own_sake_may_be_as_many_as_were_answered_before() -> None:
+    it = authority(stop_after=3)
+    for _ in range(5):
+        it.succeeded()
+        it.accepted()
+    for _ in range(4):
+        judge(it, Permanent("too long"))
+    assert it.cause is None
+    judge(it, Permanent("too long"))
+    assert "5 requests in a row" in str(it.cause)
+
+
+@pytest.mark.parametrize("error", [AuthError("expired"), Permanent("no such model", fatal=True)])
+def test_what_concerns_every_item_stops_a_run_however_much_was_answered(
+    error: EndpointError,
+) -> None:
+    it = authority(stop_after=3)
+    for _ in range(5):
+        it.succeeded()
+        it.accepted()
+    for _ in range(3):
+        judge(it, error)
+    assert "3 requests in a row" in str(it.cause)
+
+
 def test_answers_that_never_fit_the_schema_count_although_the_calls_went_well() -> None:
     it = authority(stop_after=2)
     for _ in range(2):
@@ -440,7 +465,7 @@ class Run(RuleBasedStateMachine):
         assert statistics.failures == self.calls
         assert statistics.retries == self.retried
         limit = self.limits.stop_after
-        if limit is not None and statistics.given_up_in_a_row >= limit:
+        if limit is not None and statistics.given_up_in_a_row >= max(limit, self.good):
             assert self.it.cause is not None
 
 
