@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from scaleinfer._answers import Answer, rejected
+from scaleinfer._answers import Answer
+from scaleinfer._asking import rejected
 from scaleinfer.errors import AuthError, EndpointError, Permanent, SchemaError
 from scaleinfer.results import Attempt
 

@@ -9,7 +9,8 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from scaleinfer._answers import Answer, Keeper, ask, joint_result, single_result
+from scaleinfer._answers import Answer, joint_result, single_result
+from scaleinfer._asking import Keeper, ask
 from scaleinfer._batch_question import Asked, Item
 from scaleinfer._identity import identity_of, item_key, own_key
 from scaleinfer._run import Run, placed, stored_answer

@@ -12,7 +12,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scaleinfer._answers import Answer, Keeper, ask, joint_result, single_result
+from scaleinfer._answers import Answer, joint_result, single_result
+from scaleinfer._asking import Keeper, ask
 from scaleinfer._identity import content_key, identity_of, item_key, own_key
 from scaleinfer.data import END
 from scaleinfer.engine import Bill, Gate, Window, item_purse

@@ -10,12 +10,14 @@ import argparse
 import asyncio
 import math
 import random
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from scaleinfer import OpenAIBackend, RateLimit, parallel_map
 from scaleinfer.engine import Dispatch
+from scaleinfer.fleet import Fleet, NodeServer
 from scaleinfer.simulate import EndpointModel, simulate
 from scaleinfer.testing import Batching, SimulatedServer
 
@@ -67,7 +69,27 @@ SHAPES = (
 )
 
 
-def prompts(shape: Shape) -> list[str]:
+@dataclass(frozen=True)
+class FleetShape:
+    """A run over workers that each own a server."""
+
+    name: str
+    items: int
+    workers: int
+    server: Batching
+    answer_tokens: tuple[float, float]
+    concurrency: int | None = None
+
+
+# Servers slow enough for two cores to hold the workers, the servers and the coordinator.
+FLEETS = (
+    FleetShape("4 workers, fixed 24 at 16 slots", 2_000, 4, Batching(16, 0.02), (60, 0.5), 24),
+    FleetShape("4 workers, auto at 16 slots", 2_000, 4, Batching(16, 0.02), (60, 0.5)),
+    FleetShape("8 workers, auto at 8 slots", 1_500, 8, Batching(8, 0.02), (60, 0.5)),
+)
+
+
+def prompts(shape: Shape | FleetShape) -> list[str]:
     """Return prompts whose echoes are as long as the shape's answers."""
     mean, cv = shape.answer_tokens
     sigma = math.sqrt(math.log1p(cv * cv))
@@ -124,6 +146,53 @@ def forecast(shape: Shape, cpu_s: float, seed: int = 0) -> float:
     return made.makespan_s
 
 
+async def real_fleet(shape: FleetShape) -> float:
+    """Return the seconds of a real run over workers that are ready."""
+    server = shape.server
+    batching = {"--slots": server.slots, "--step": server.step_s}
+    command = [sys.executable, "-m", "scaleinfer.testing", "--port", "{port}", "--ledger=counts"]
+    command += [f"{name}={value}" for name, value in batching.items()]
+    async with Fleet.local(
+        shape.workers, server=NodeServer(command), concurrency=shape.concurrency or "auto"
+    ) as fleet:
+        await fleet.ready(shape.workers, timeout=120)
+        began = time.perf_counter()
+        results = await parallel_map(prompts(shape), "{}", fleet=fleet, progress="none")
+        took = time.perf_counter() - began
+    assert len(results.ok) == shape.items
+    return took
+
+
+def forecast_fleet(shape: FleetShape, seed: int = 0) -> float:
+    """Return the seconds that the same run should take."""
+    made = simulate(
+        shape.items,
+        prompt_tokens=shape.answer_tokens,
+        answer_tokens=shape.answer_tokens,
+        server=shape.server,
+        workers=shape.workers,
+        concurrency=shape.concurrency or "auto",
+        seed=seed,
+    )
+    return made.makespan_s
+
+
+def compare_fleets(rounds: int) -> None:
+    """Print real runs over fleets beside their forecasts."""
+    print("\n| fleet | items | real s | forecast s | error | other seeds s |")
+    print("|---|---|---|---|---|---|")
+    for shape in FLEETS:
+        for _ in range(rounds):
+            took = asyncio.run(real_fleet(shape))
+            said = forecast_fleet(shape)
+            others = [forecast_fleet(shape, seed) for seed in range(1, 6)]
+            print(
+                f"| {shape.name} | {shape.items:,} | {took:.2f} | {said:.2f} "
+                f"| {said / took - 1:+.1%} | {min(others):.2f} to {max(others):.2f} |",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=1)
@@ -148,6 +217,7 @@ def main() -> None:
                 f"| {cpu_s * 1e6:.0f} |",
                 flush=True,
             )
+    compare_fleets(options.rounds)
     began, busy = time.perf_counter(), time.process_time()
     made = simulate(
         10_000_000,

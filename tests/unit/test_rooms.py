@@ -43,6 +43,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "map_result",
         "program",
         "_answers",
+        "_asking",
         "audit",
         "_batch_mode",
         "_batch_question",

@@ -14,8 +14,8 @@ from scaleinfer._vitals import Vitals, verdict
 from scaleinfer.engine import Concurrency
 from scaleinfer.engine._adaptive import AdaptiveLimiter
 from scaleinfer.engine._endpoint import Endpoint
-from scaleinfer.engine._engine import Waits
 from scaleinfer.engine._limiter import FixedLimiter, Outcome
+from scaleinfer.engine._statistics import Waits
 from scaleinfer.map_result import TimeShares
 
 CALM = TimeShares(endpoint=1.0, client=0.1, loop_lag_s=0.001)

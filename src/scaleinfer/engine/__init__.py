@@ -7,7 +7,7 @@ from scaleinfer.engine._breaker import Breaker
 from scaleinfer.engine._budget import Budget, Ledger, Spend
 from scaleinfer.engine._dispatch import Dispatch
 from scaleinfer.engine._endpoint import Endpoint, EndpointStatistics
-from scaleinfer.engine._engine import Engine, EngineStatistics
+from scaleinfer.engine._engine import Engine
 from scaleinfer.engine._gate import Gate
 from scaleinfer.engine._limiter import (
     Concurrency,
@@ -30,6 +30,7 @@ from scaleinfer.engine._retry import (
 )
 from scaleinfer.engine._router import Router
 from scaleinfer.engine._spender import Spender, Ticket
+from scaleinfer.engine._statistics import EngineStatistics
 from scaleinfer.engine._token_bounds import TokenBounds
 from scaleinfer.engine._window import Window
 

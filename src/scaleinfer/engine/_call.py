@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from scaleinfer.engine._limiter import Outcome
 from scaleinfer.errors import (
@@ -22,19 +22,48 @@ from scaleinfer.errors import (
 from scaleinfer.results import CUT_OFF, Attempt, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from scaleinfer.backends._base import Backend
     from scaleinfer.engine._budget import Spend
     from scaleinfer.engine._endpoint import Endpoint
-    from scaleinfer.engine._pool import Want
     from scaleinfer.engine._purse import Purse
     from scaleinfer.engine._spender import Ticket
+    from scaleinfer.engine._wants import Want
     from scaleinfer.policy import Audience
     from scaleinfer.requests import Request
     from scaleinfer.results import Completion
 
-__all__ = ["Call", "as_endpoint_error", "outcome_of", "settle_pack", "settle_place"]
+    Settle = Callable[[Completion], Awaitable[bool | None]]
+
+__all__ = ["Call", "Inquiry", "as_endpoint_error", "outcome_of", "settle_pack", "settle_place"]
+
+
+class Inquiry(NamedTuple):
+    """What somebody asks of an engine; it may take several calls.
+
+    Attributes:
+        request: What to ask.
+        attempted: Told of every call as it ends.
+        number: Calls already made for the item.
+        settle: Given the answer and awaited before the call's place is given back. What it
+            raises goes to the caller.
+        affinity: Group of requests that share a prompt prefix.
+        account: What its item may use.
+        audience: Who may see it, if not everybody.
+    """
+
+    request: Request
+    attempted: Callable[[Attempt], None]
+    number: int = 0
+    settle: Settle | None = None
+    affinity: int | None = None
+    account: Purse | None = None
+    audience: Audience | None = None
+
+    def call(self, request: Request, number: int) -> Call:
+        """Return its n-th call, as the endpoints are to be asked."""
+        return Call(request, number, self.attempted, account=self.account, audience=self.audience)
 
 
 @dataclass(slots=True, eq=False)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from scaleinfer.engine._call import Call, as_endpoint_error, outcome_of, settle_place
 from scaleinfer.engine._limiter import Outcome
-from scaleinfer.engine._pool import Want
+from scaleinfer.engine._wants import Want
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from scaleinfer.backends._base import Backend
+    from scaleinfer.engine._adapters import Adapters
     from scaleinfer.engine._hedging import Hedger
     from scaleinfer.engine._payment import Payment
     from scaleinfer.engine._pool import Pool
@@ -58,7 +58,7 @@ class Copies:
     Args:
         hedger: Decides when a call straggles and how many copies may be sent.
         pool: The endpoints' state.
-        backends: Their adapters, in the pool's order.
+        adapters: Their adapters.
         remaining: Items left in the run; `None` if that is not known.
         payment: Pays for copies; `None` if nobody counts.
 
@@ -70,7 +70,7 @@ class Copies:
         self,
         hedger: Hedger,
         pool: Pool,
-        backends: Sequence[Backend],
+        adapters: Adapters,
         remaining: Callable[[], int | None],
         *,
         payment: Payment | None = None,
@@ -78,7 +78,7 @@ class Copies:
         self.sent = 0
         self._hedger = hedger
         self._pool = pool
-        self._backends = backends
+        self._adapters = adapters
         self._remaining = remaining
         self._payment = payment
         self._running: set[_Running] = set()
@@ -127,7 +127,7 @@ class Copies:
 
     async def _first_answer(self, running: _Running) -> Completion:
         call = running.call
-        backend = self._backends[call.endpoint]
+        backend = self._adapters.at(call.endpoint)
         try:
             return await backend.complete(call.request, timeout=running.timeout)
         except asyncio.CancelledError:
@@ -190,7 +190,7 @@ class Copies:
     async def _second(self, running: _Running, call: Call, want: Want) -> None:
         first, place = running.call, call.endpoint
         call.began, call.started = time.monotonic(), time.time()
-        backend = self._backends[place]
+        backend = self._adapters.at(place)
         outcome, completion, error = Outcome.CANCELLED, None, None
         try:
             completion = await backend.complete(call.request, timeout=running.timeout)

@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from scaleinfer.engine._adapters import Adapters
 from scaleinfer.engine._bill import may_be_billed
-from scaleinfer.engine._budget import NOTHING
-from scaleinfer.engine._call import Call, as_endpoint_error, outcome_of, settle_pack, settle_place
+from scaleinfer.engine._call import Inquiry, as_endpoint_error, outcome_of, settle_place
 from scaleinfer.engine._copies import Copies
 from scaleinfer.engine._dispatch import Dispatch
 from scaleinfer.engine._hedging import Hedger
 from scaleinfer.engine._limiter import Outcome
-from scaleinfer.engine._packing import Packer
+from scaleinfer.engine._packs import Packs
 from scaleinfer.engine._payment import Payment
-from scaleinfer.engine._pool import ANYWHERE, Want
-from scaleinfer.engine._retry import (
-    COME_BACK_LATER,
-    GiveUp,
-    RetryAuthority,
-    RetryStatistics,
-    WaitFor,
-)
+from scaleinfer.engine._retry import COME_BACK_LATER, GiveUp, RetryAuthority, WaitFor
 from scaleinfer.engine._sharing import Sharing
-from scaleinfer.errors import BudgetExceeded, EndpointError, SchemaError, WorkerLost
+from scaleinfer.engine._statistics import EngineStatistics, Traffic, Waits
+from scaleinfer.engine._wants import Want, Wants
+from scaleinfer.errors import EndpointError, SchemaError, WorkerLost
 from scaleinfer.policy import withheld
-from scaleinfer.results import Attempt, Completion, Usage
+from scaleinfer.results import Completion, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from scaleinfer.backends._base import Backend
     from scaleinfer.engine._bill import Bill
+    from scaleinfer.engine._call import Call, Settle
     from scaleinfer.engine._endpoint import EndpointStatistics
     from scaleinfer.engine._pool import Pool
     from scaleinfer.engine._purse import Purse
@@ -41,62 +37,13 @@ if TYPE_CHECKING:
     from scaleinfer.engine._spender import Spender
     from scaleinfer.policy import Audience
     from scaleinfer.requests import Request
+    from scaleinfer.results import Attempt
 
-    Settle = Callable[[Completion], Awaitable[bool | None]]
+__all__ = ["Engine"]
 
-__all__ = ["Engine", "EngineStatistics", "Waits"]
-
-
-_ANSWER_TOKENS = 256
-"""Tokens expected of an answer without `max_tokens`, for rate limits; corrected afterwards."""
-_CHARACTERS_PER_TOKEN = 4
 _LINGER_S = 0.005
 _SMALLER = 8
 """A pack that failed and may itself be why is tried again in packs so many times smaller."""
-
-
-@dataclass(slots=True)
-class Waits:
-    """Where a run's calls spent their time, in seconds summed over calls.
-
-    Attributes:
-        place: Waiting for a free place at an endpoint.
-        endpoint: From sending to the answer.
-        record: From the answer until it was recorded.
-        retry: Waiting to be tried again.
-    """
-
-    place: float = 0.0
-    endpoint: float = 0.0
-    record: float = 0.0
-    retry: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStatistics:
-    """An engine at one moment.
-
-    Attributes:
-        limit: Calls that may be in flight at all endpoints together.
-        in_flight: Calls of this engine that are.
-        peak_in_flight: The most that ever were.
-        calls: Calls made.
-        hedged: Second copies among them.
-        shared: Requests that another's identical call answered.
-        retry: What the calls came to.
-        waiting: Requests that wait for their next try; they hold no place.
-        queued: Requests that wait for a place, those of other engines included.
-    """
-
-    limit: int
-    in_flight: int
-    peak_in_flight: int
-    calls: int
-    hedged: int
-    shared: int
-    retry: RetryStatistics
-    waiting: int
-    queued: int
 
 
 class Engine:
@@ -143,59 +90,47 @@ class Engine:
         self.remaining: int | None = None
         self.unasked: int | None = None
         self.on_wait: Callable[[], None] | None = None
-        self.calls = 0
         self._given = tuple(backends)
-        self._backends = pool.adapters(self._given)
-        self._seen = pool.changes
+        self._adapters = Adapters(self._given, pool, model)
+        self._wants = Wants(pool, several=pool.growing or len(self._adapters.known) > 1)
+        self._traffic = Traffic()
         self._pool = pool
         self._retry = retry
         self._priority = priority
+        self._spender = spender
         self._sharing: Sharing[Completion] | None = Sharing() if dispatch.deduplicate else None
+        self._payment = self._packs = self._copies = None
+        if bill is not None:
+            self._payment = Payment(bill, spender, self._adapters.known, model)
+        self._budgeted = None if spender is None else self._payment
         self._packing = packing
         most = packing or max(backend.packing for backend in backends)
-        self._packer = None
         if most > 1:
-            # Packs that come back at about the same time set out again together.
-            linger = 0.0 if packing is None else _LINGER_S
-            self._packer = Packer(self._deliver, most=most, linger=linger)
-        self._packed_at: dict[int, int] = {}
-        self._payment = None
-        if bill is not None:
-            self._payment = Payment(bill, spender, self._backends, model)
-        self._spender = spender
-        self._budgeted = None if spender is None else self._payment
-        self._copies = None
+            self._packs = Packs(
+                pool,
+                self._adapters,
+                self._wants,
+                self._traffic,
+                most=most,
+                # Packs that come back at about the same time set out again together.
+                linger=0.0 if packing is None else _LINGER_S,
+                timeout=retry.timeout,
+                priority=priority,
+                payment=self._payment,
+            )
         if dispatch.hedging:
             self._copies = Copies(
                 Hedger(dispatch.hedging_share, places=pool.limit),
                 pool,
-                self._backends,
+                self._adapters,
                 lambda: self.remaining,
                 payment=self._payment,
             )
-        self._several = pool.growing or len(self._backends) > 1
-        self._model = model
-        self._own_names = self._has_own_names()
-        self._rated = pool.rated
-        self._in_flight = self._peak = self._waiting = self._shared = 0
-
-    def _has_own_names(self) -> bool:
-        return {backend.model for backend in self._backends} - {self._model} != set()
-
-    def _adapter(self, place: int) -> Backend:
-        """Return an endpoint's adapter; one that has come since is taken note of."""
-        pool = self._pool
-        if self._seen != pool.changes:
-            # In place, for second copies look here too.
-            self._backends[:] = pool.adapters(self._given)
-            self._seen = pool.changes
-            self._own_names = self._has_own_names()
-            self._rated = self._rated or pool.rated
-        return self._backends[place]
+        self._waiting = self._shared = 0
 
     def adapters(self) -> list[Backend]:
         """Return the adapter of each endpoint, in the order of `endpoints`."""
-        return self._pool.adapters(self._given)
+        return self._adapters.all()
 
     @property
     def limit(self) -> int:
@@ -209,15 +144,20 @@ class Engine:
     @property
     def lanes(self) -> int:
         """Requests that may be asked at once: as many as there are places, times the packing."""
-        if self._packer is None:
+        if self._packs is None:
             return self._pool.limit
         packing = self._packing or max(backend.packing for backend in self._given)
         return self._pool.limit * packing
 
     @property
+    def calls(self) -> int:
+        """Calls made; second copies not among them."""
+        return self._traffic.calls
+
+    @property
     def in_flight(self) -> int:
         """Calls of this engine that are in flight."""
-        return self._in_flight
+        return self._traffic.in_flight
 
     @property
     def queued(self) -> int:
@@ -262,25 +202,16 @@ class Engine:
             audience = None
         if audience is not None and not self._pool.admits(audience):
             raise audience.refusal(one.name for one in self._pool.endpoints if not one.left)
-        if self._packer is not None and request.messages is None:
-            return self._pack(self._packer, request, attempted, number, settle, account, audience)
+        asked = Inquiry(request, attempted, number, settle, affinity, account, audience)
+        if self._packs is not None and request.messages is None:
+            return self._pack(self._packs, asked)
         if self._sharing is None or not _deterministic(request):
-            return self._call(request, attempted, number, settle, affinity, account, audience)
-        return self._share(
-            self._sharing, request, attempted, number, settle, affinity, account, audience
-        )
+            return self._call(asked)
+        return self._share(self._sharing, asked)
 
-    async def _share(  # noqa: PLR0917 - the inside of `call`
-        self,
-        sharing: Sharing[Completion],
-        request: Request,
-        attempted: Callable[[Attempt], None],
-        number: int,
-        settle: Settle | None,
-        affinity: int | None,
-        account: Purse | None,
-        audience: Audience | None,
-    ) -> Completion:
+    async def _share(self, sharing: Sharing[Completion], asked: Inquiry) -> Completion:
+        """Ask together with those who ask the same."""
+        settle, audience = asked.settle, asked.audience
         unfit: list[SchemaError] = []
 
         async def settle_ours(completion: Completion) -> bool:
@@ -295,10 +226,8 @@ class Engine:
 
         completion, led = await sharing.call(
             # What others may see is another question, though it be the same in words.
-            request.digest() + (b"" if audience is None else audience.label.encode()),
-            lambda: self._call(
-                request, attempted, number, settle_ours, affinity, account, audience
-            ),
+            asked.request.digest() + (b"" if audience is None else audience.label.encode()),
+            lambda: self._call(asked._replace(settle=settle_ours)),
         )
         if unfit:
             raise unfit[0]
@@ -312,38 +241,29 @@ class Engine:
         self.authority.accepted()
         return completion
 
-    async def _pack(  # noqa: PLR0917 - the inside of `call`
-        self,
-        packer: Packer,
-        request: Request,
-        attempted: Callable[[Attempt], None],
-        number: int,
-        settle: Settle | None,
-        account: Purse | None,
-        audience: Audience | None,
-    ) -> Completion:
+    async def _pack(self, packs: Packs, asked: Inquiry) -> Completion:
         """Ask together with others.
 
         A completion that fails is asked again by itself; a text to be embedded with others,
         and with fewer of them once one of the pack may be to blame.
         """
-        track, most = None, packer.most
+        request, number, settle = asked.request, asked.number, asked.settle
+        track, most = None, packs.most
         while True:
-            call = Call(request, number + 1, attempted, account=account, audience=audience)
+            call = asked.call(request, number + 1)
             try:
-                completion = await self._packed(call, packer, most)
+                completion = await packs.complete(call, most)
                 break
             except EndpointError as error:
                 call.failed(error.endpoint, error)
-                want = ANYWHERE if audience is None else Want(audience=audience)
+                want = Want(audience=asked.audience)
                 track = await self._failed(error, call, want, track)
                 number = call.number
                 if error.reached and not isinstance(error, COME_BACK_LATER):
                     most = most // _SMALLER or 1
             if request.input is None:
-                return await self._call(request, attempted, number, settle, None, account, audience)
-        call.endpoint = self._packed_at.pop(id(completion))
-        endpoint = self._backends[call.endpoint].endpoint
+                return await self._call(asked._replace(number=number, affinity=None))
+        endpoint = self._adapters.at(call.endpoint).endpoint
         call.answered(endpoint, completion, time.monotonic() - call.began)
         self.authority.succeeded()
         if settle is not None:
@@ -351,97 +271,16 @@ class Engine:
         self.authority.accepted()
         return completion
 
-    async def _packed(self, call: Call, packer: Packer, most: int) -> Completion:
-        """Send a request with others, and book what it used."""
-        payment, backend = self._payment, self._backends[0]
-        if payment is not None:
-            # The call itself is reserved by the pack.
-            await payment.reserve(call, requests=0)
-        call.began, call.started = time.monotonic(), time.time()
-        try:
-            completion = await packer.call(call.request, most=most, audience=call.audience)
-            if payment is not None:
-                backend = self._backends[self._packed_at[id(completion)]]
-                payment.answered(call, backend, completion, packed=True)
-            return completion
-        except BudgetExceeded:
-            call.used = NOTHING
-            raise
-        except EndpointError as error:
-            if payment is not None:
-                payment.failed(call, backend, error)
-            raise
-        finally:
-            if payment is not None:
-                payment.ended(call, backend)
-                if call.used is not None:
-                    call.used = call.used._replace(requests=0)
-                payment.settle(call)
-
-    async def _deliver(
-        self, requests: Sequence[Request], audience: Audience | None
-    ) -> list[Completion | EndpointError]:
-        """Make one call for several requests, if the budget has room for one."""
-        spender = self._spender
-        if spender is None:
-            return await self._send_pack(requests, audience)
-        spender.reserve_call()
-        try:
-            return await self._send_pack(requests, audience)
-        finally:
-            spender.settle_call()
-
-    async def _send_pack(
-        self, requests: Sequence[Request], audience: Audience | None
-    ) -> list[Completion | EndpointError]:
-        """Make one call for several requests; it takes one place."""
-        pool = self._pool
-        tokens = sum(map(_expected_tokens, requests)) if self._rated else 0
-        want = Want(tokens, audience=audience)
-        place = pool.enter_nowait(want)
-        if place is None:
-            place = await pool.enter(want, self._priority)
-        endpoint, backend = pool.endpoints[place], self._adapter(place)
-        if self._own_names:
-            requests = [
-                replace(one, model=None) if one.model == self._model else one for one in requests
-            ]
-        call = Call(requests[0], 1, lambda attempt: None, place)
-        call.began = time.monotonic()
-        self._enter()
-        outcome, answers = Outcome.CANCELLED, list[Completion | EndpointError]()
-        try:
-            answers = await backend.complete_many(requests, timeout=self._retry.timeout)
-            outcome = Outcome.OK
-        finally:
-            self._in_flight -= 1
-            good = [answer for answer in answers if isinstance(answer, Completion)]
-            first = next((a for a in answers if isinstance(a, EndpointError)), None)
-            if not good and first is not None:
-                outcome = outcome_of(first)
-            settle_pack(endpoint, call, want, outcome, good, first)
-            pool.wake()
-        self._packed_at.update((id(answer), place) for answer in good)
-        return answers
-
-    def _enter(self) -> None:
-        self.calls += 1
-        self._in_flight += 1
-        self._peak = max(self._peak, self._in_flight)
-
-    async def _call(  # noqa: PLR0917 - the inside of `call`
-        self,
-        request: Request,
-        attempted: Callable[[Attempt], None],
-        number: int,
-        settle: Settle | None,
-        affinity: int | None,
-        account: Purse | None,
-        audience: Audience | None,
-    ) -> Completion:
-        want = self._want(request, affinity, audience)
-        if self._own_names and request.model == self._model:
-            request = replace(request, model=None)
+    async def _call(self, asked: Inquiry) -> Completion:
+        """Ask until there is an answer, or no hope of one."""
+        number = asked.number
+        want = self._wants.of(
+            asked.request,
+            affinity=asked.affinity,
+            unasked=self.unasked,
+            audience=asked.audience,
+        )
+        request = self._adapters.named(asked.request)
         deadline = self._retry.deadline
         track = None if deadline is None else self.authority.track(time.monotonic())
         while True:
@@ -449,15 +288,15 @@ class Engine:
             timeout = self._retry.timeout
             if track is not None:
                 timeout = track.timeout(time.monotonic())
-            call = Call(request, number, attempted, account=account, audience=audience)
+            call = asked.call(request, number)
             try:
                 if self._budgeted is None:
-                    return await self._attempt(call, want, settle, timeout)
-                return await self._paid(self._budgeted, call, want, settle, timeout)
+                    return await self._attempt(call, want, asked.settle, timeout)
+                return await self._paid(self._budgeted, call, want, asked.settle, timeout)
             except EndpointError as error:
                 track = await self._failed(error, call, want, track)
                 number = call.number
-                want = self._want_after(want, call.endpoint)
+                want = self._wants.after(want, call.endpoint, self.unasked)
 
     async def _failed(
         self, error: EndpointError, call: Call, want: Want, track: Track | None
@@ -473,9 +312,7 @@ class Engine:
             raise error
         now = time.monotonic()
         track = track or self.authority.track(now)
-        elsewhere = self._several and self._pool.has_other(
-            {*want.avoid, call.endpoint}, want.audience
-        )
+        elsewhere = self._wants.has_elsewhere(want, call.endpoint)
         decision: GiveUp | WaitFor | None = track.failed(error, now, elsewhere=elsewhere)
         while decision is not None:
             if isinstance(decision, GiveUp):
@@ -497,21 +334,6 @@ class Engine:
         finally:
             self._waiting -= 1
             self.waits.retry += seconds
-
-    def _want(self, request: Request, affinity: int | None, audience: Audience | None) -> Want:
-        if not self._several and not self._rated and audience is None:
-            return ANYWHERE
-        tokens = _expected_tokens(request) if self._rated else 0
-        return Want(tokens, affinity if self._several else None, (), self.unasked, audience)
-
-    def _want_after(self, want: Want, failed: int) -> Want:
-        """Return what a request wants once an endpoint has failed it."""
-        if not self._several:
-            return want
-        avoid = (*want.avoid, failed)
-        if not self._pool.has_other(set(avoid), want.audience):
-            avoid = (failed,)
-        return replace(want, avoid=avoid, remaining=self.unasked)
 
     async def _paid(
         self,
@@ -540,9 +362,9 @@ class Engine:
         place = pool.enter_nowait(want)
         if place is None:
             place = await self._waited_for(want)
-        call.endpoint, endpoint, backend = place, pool.endpoints[place], self._adapter(place)
+        call.endpoint, endpoint, backend = place, pool.endpoints[place], self._adapters.at(place)
         call.started = time.time()
-        self._enter()
+        self._traffic.began()
         began = call.began = time.monotonic()
         number, outcome = call.number, Outcome.CANCELLED
         error, completion, ended = None, None, 0.0
@@ -565,7 +387,7 @@ class Engine:
             if not call.superseded:
                 call.answered(backend.endpoint, completion, ended - began)
             if completion.rate is not None:
-                self._rated = True
+                self._wants.rated = True
             outcome = Outcome.OK
             self.authority.succeeded()
             fits = True
@@ -576,7 +398,7 @@ class Engine:
                 self.authority.accepted()
             return completion
         finally:
-            self._in_flight -= 1
+            self._traffic.ended()
             if self._payment is not None and call.used is None:
                 self._payment.ended(call, backend)
             if call.superseded:
@@ -628,8 +450,8 @@ class Engine:
         """Return where the engine stands."""
         return EngineStatistics(
             limit=self._pool.limit,
-            in_flight=self._in_flight,
-            peak_in_flight=self._peak,
+            in_flight=self._traffic.in_flight,
+            peak_in_flight=self._traffic.peak,
             calls=self.calls + self.hedged,
             hedged=self.hedged,
             shared=self._shared,
@@ -659,13 +481,3 @@ def _deterministic(request: Request) -> bool:
     if sampling.temperature != 0 and sampling.seed is None:
         return False
     return sampling.n is None or sampling.n == 1
-
-
-def _expected_tokens(request: Request) -> int:
-    if request.input is not None:
-        return len(request.input) // _CHARACTERS_PER_TOKEN + 1
-    asked = request.prompt or ""
-    characters = len(asked) + sum(len(str(m.get("content"))) for m in request.messages or ())
-    sampling = request.sampling
-    answers = (sampling.max_tokens or _ANSWER_TOKENS) * (sampling.n or 1)
-    return characters // _CHARACTERS_PER_TOKEN + answers

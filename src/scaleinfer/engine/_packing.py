@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import orjson
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
     from scaleinfer.policy import Audience
     from scaleinfer.requests import Request
-    from scaleinfer.results import Completion
 
 __all__ = ["Packer"]
 
+T = TypeVar("T")
 
-class _Pack:
+
+class _Pack(Generic[T]):
     """Requests that go out together."""
 
     __slots__ = ("audience", "most", "places", "requests", "task", "timer")
@@ -30,7 +31,7 @@ class _Pack:
         self.most = most
         self.audience = audience
         self.requests: list[Request] = []
-        self.places: list[asyncio.Future[Completion]] = []
+        self.places: list[asyncio.Future[T]] = []
         self.timer = timer
         self.task: asyncio.Task[None] | None = None
 
@@ -40,7 +41,7 @@ class _Pack:
         return not all(place.done() for place in self.places)
 
 
-class Packer:
+class Packer(Generic[T]):
     """Gathers requests that wait at the same time and sends them in one call.
 
     Plain completions, or texts to be embedded, of the same sampling, model and schema that the
@@ -63,9 +64,7 @@ class Packer:
 
     def __init__(
         self,
-        send: Callable[
-            [list[Request], Audience | None], Awaitable[Sequence[Completion | EndpointError]]
-        ],
+        send: Callable[[list[Request], Audience | None], Awaitable[Sequence[T | EndpointError]]],
         *,
         most: int,
         linger: float = 0.0,
@@ -75,12 +74,12 @@ class Packer:
         self._send = send
         self.most = most
         self._linger = linger
-        self._gathering: dict[bytes, _Pack] = {}
+        self._gathering: dict[bytes, _Pack[T]] = {}
         self._sent: set[asyncio.Task[None]] = set()
 
     async def call(
         self, request: Request, *, most: int | None = None, audience: Audience | None = None
-    ) -> Completion:
+    ) -> T:
         """Send a request with others and return its own answer.
 
         Cancelling it leaves the others alone; the call is ended once all are gone.
@@ -98,7 +97,7 @@ class Packer:
         pack = self._gathering.get(group) if group else None
         if pack is None:
             pack = self._open(group, most, audience)
-        place: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        place: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         pack.requests.append(request)
         pack.places.append(place)
         if len(pack.requests) >= pack.most or not group:
@@ -125,13 +124,13 @@ class Packer:
             option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS,
         )
 
-    def _open(self, group: bytes, most: int, audience: Audience | None) -> _Pack:
+    def _open(self, group: bytes, most: int, audience: Audience | None) -> _Pack[T]:
         loop = asyncio.get_running_loop()
         if self._linger > 0:
             timer: asyncio.Handle = loop.call_later(self._linger, self._close_gathered, group)
         else:
             timer = loop.call_soon(self._close_gathered, group)
-        pack = _Pack(timer, most, audience)
+        pack: _Pack[T] = _Pack(timer, most, audience)
         if group:
             self._gathering[group] = pack
         return pack
@@ -141,7 +140,7 @@ class Packer:
         if pack is not None:
             self._close(group, pack)
 
-    def _close(self, group: bytes, pack: _Pack) -> None:
+    def _close(self, group: bytes, pack: _Pack[T]) -> None:
         pack.timer.cancel()
         self._gathering.pop(group, None)
         # A task of its own: whoever came first may leave without taking the others along.
@@ -149,7 +148,7 @@ class Packer:
         self._sent.add(pack.task)
         pack.task.add_done_callback(self._sent.discard)
 
-    def _drop(self, group: bytes, pack: _Pack) -> None:
+    def _drop(self, group: bytes, pack: _Pack[T]) -> None:
         if pack.task is not None:
             pack.task.cancel()
             return
@@ -157,7 +156,7 @@ class Packer:
         if self._gathering.get(group) is pack:
             del self._gathering[group]
 
-    async def _deliver(self, pack: _Pack) -> None:
+    async def _deliver(self, pack: _Pack[T]) -> None:
         wanted = [
             (request, place)
             for request, place in zip(pack.requests, pack.places, strict=True)
@@ -182,7 +181,7 @@ class Packer:
             _settle(place, outcome)
 
 
-def _settle(place: asyncio.Future[Completion], outcome: Completion | Exception) -> None:
+def _settle(place: asyncio.Future[T], outcome: T | Exception) -> None:
     if place.done():
         return
     if isinstance(outcome, Exception):

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 import weakref
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -32,9 +31,10 @@ if TYPE_CHECKING:
 
     from scaleinfer.backends._base import Backend
     from scaleinfer.engine._rate_limit import RateLimit
+    from scaleinfer.engine._wants import Want
     from scaleinfer.policy import Audience
 
-__all__ = ["ANYWHERE", "Pool", "Want", "endpoint_of", "pool_of"]
+__all__ = ["Pool", "endpoint_of", "pool_of"]
 
 _LOOK_AT_ALL = 32
 _LIMIT_HOLDS_S = 0.05
@@ -42,28 +42,6 @@ _MEMBER_PAUSES_S = (30.0, 60.0)
 """Pauses of a member's breaker: checks tell before they are over when to try it again."""
 _REMEMBERED = 64
 """Pools kept for a backend and a set of rules; a map with bounds of its own makes one."""
-
-
-@dataclass(slots=True)
-class Want:
-    """What a call asks of the pool.
-
-    Attributes:
-        tokens: Tokens it will probably use; only rate limits care.
-        affinity: Group of calls that share a prompt prefix.
-        avoid: Endpoints that have just failed it.
-        remaining: Items left in the run, if that is known.
-        audience: Who may see it, if not everybody.
-    """
-
-    tokens: int = 0
-    affinity: int | None = None
-    avoid: tuple[int, ...] = ()
-    remaining: int | None = None
-    audience: Audience | None = None
-
-
-ANYWHERE = Want()
 
 
 class Pool:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 from scaleinfer.backends import Backend, EndpointStatus
+from scaleinfer.engine._adapters import Adapters
 from scaleinfer.engine._call import Call
 from scaleinfer.engine._copies import Copies
 from scaleinfer.engine._endpoint import Endpoint
 from scaleinfer.engine._hedging import Hedger
 from scaleinfer.engine._limiter import FixedLimiter
-from scaleinfer.engine._pool import ANYWHERE, Pool
+from scaleinfer.engine._pool import Pool
+from scaleinfer.engine._wants import ANYWHERE
 from scaleinfer.errors import EndpointError, JournalError, Transient
 from scaleinfer.requests import Request
 from scaleinfer.results import Completion, Usage
@@ -68,7 +70,9 @@ class Case:
         for _ in range(400):
             hedger.started()
             hedger.answered(0.001, 1)
-        self.copies = Copies(hedger, self.pool, [self.backend], lambda: 1)
+        self.copies = Copies(
+            hedger, self.pool, Adapters([self.backend], self.pool, None), lambda: 1
+        )
         self.seen: list[Attempt] = []
         self.call = Call(Request(prompt="x"), 1, self.seen.append, 0)
 

@@ -16,7 +16,8 @@ from scaleinfer.engine import Concurrency, RateLimit, pool_of
 from scaleinfer.engine import _pool as pools
 from scaleinfer.engine._endpoint import Endpoint
 from scaleinfer.engine._limiter import FixedLimiter, Outcome
-from scaleinfer.engine._pool import ANYWHERE, Pool, Want
+from scaleinfer.engine._pool import Pool
+from scaleinfer.engine._wants import ANYWHERE, Want
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

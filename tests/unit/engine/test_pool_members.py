@@ -16,8 +16,8 @@ from scaleinfer.backends import EndpointStatus
 from scaleinfer.engine import Breaker, Engine, Retry, pool_of
 from scaleinfer.engine._endpoint import Endpoint
 from scaleinfer.engine._limiter import FixedLimiter, Outcome
-from scaleinfer.engine._pool import ANYWHERE, Want
 from scaleinfer.engine._router import Router
+from scaleinfer.engine._wants import ANYWHERE, Want
 from scaleinfer.requests import Request
 from scaleinfer.results import Completion, Usage
 
