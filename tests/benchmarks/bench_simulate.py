@@ -83,9 +83,11 @@ class FleetShape:
 
 # Servers slow enough for two cores to hold the workers, the servers and the coordinator.
 FLEETS = (
-    FleetShape("4 workers, fixed 24 at 16 slots", 2_000, 4, Batching(16, 0.02), (60, 0.5), 24),
-    FleetShape("4 workers, auto at 16 slots", 2_000, 4, Batching(16, 0.02), (60, 0.5)),
-    FleetShape("8 workers, auto at 8 slots", 1_500, 8, Batching(8, 0.02), (60, 0.5)),
+    FleetShape(
+        "4 workers, fixed 24 at 16 slots", 2_000, 4, Batching(slots=16, step_s=0.02), (60, 0.5), 24
+    ),
+    FleetShape("4 workers, auto at 16 slots", 2_000, 4, Batching(slots=16, step_s=0.02), (60, 0.5)),
+    FleetShape("8 workers, auto at 8 slots", 1_500, 8, Batching(slots=8, step_s=0.02), (60, 0.5)),
 )
 
 

@@ -43,7 +43,7 @@ class Endpoint:
         ]
 
 
-def calls(packer: Packer, *prompts: str) -> list[asyncio.Task[Completion]]:
+def calls(packer: Packer[Completion], *prompts: str) -> list[asyncio.Task[Completion]]:
     return [asyncio.create_task(packer.call(Request(prompt=prompt))) for prompt in prompts]
 
 
