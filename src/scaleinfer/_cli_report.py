@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import asdict, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["report", "watch"]
 
 _QUIET_S = 10.0
+_AT_ONCE = 1000
 
 
 @click.command()
@@ -80,12 +82,13 @@ def _recorded(journal: str, info: RunInfo) -> tuple[RunRecord, list[Table]]:
 
     record = RunRecord(info.started)
     costs: dict[tuple[str, str], list[float]] = {}
-    for stored in read_attempts(journal, run=info.id):
-        attempt = stored.attempt
-        if attempt.status == CUT_OFF:
-            continue
-        record.attempted(attempt)
-        if attempt.cost_usd is not None:
+    attempts = (stored.attempt for stored in read_attempts(journal, run=info.id))
+    ended = (attempt for attempt in attempts if attempt.status != CUT_OFF)
+    while some := list(islice(ended, _AT_ONCE)):
+        record.attempted(*some)
+        for attempt in some:
+            if attempt.cost_usd is None:
+                continue
             line = costs.setdefault((attempt.endpoint, attempt.model or ""), [0, 0, 0, 0.0])
             for place, number in enumerate(
                 (1, attempt.prompt_tokens, attempt.completion_tokens, attempt.cost_usd)

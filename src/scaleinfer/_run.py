@@ -31,7 +31,7 @@ from scaleinfer.prices import Pricer
 from scaleinfer.results import Result, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 
     from scaleinfer._intake import Intake, Work
     from scaleinfer._program import LLM
@@ -369,12 +369,16 @@ class Run:
         finally:
             self._idle_lanes.discard(lane)
 
-    async def _result(self, work: Work) -> Result:
+    def _result(self, work: Work) -> Awaitable[Result]:
+        # Every `async def` between a lane and its answer costs each item a little.
         if self._policy is None:
-            return await self._within_budget(work)
+            return self._within_budget(work)
+        return self._labelled(self._policy, work)
+
+    async def _labelled(self, policy: Policy, work: Work) -> Result:
         index = work.index
         try:
-            audience = self._audiences[index] = self._policy.audience(work.item)
+            audience = self._audiences[index] = policy.audience(work.item)
         except PromptError as error:
             error.index = index
             self._note_unrendered(index, "", error)
@@ -394,10 +398,12 @@ class Run:
         data = (error if told else withheld(error)).to_dict()
         self._journal.unrendered(index=index, key=key, error=data)
 
-    async def _within_budget(self, work: Work) -> Result:
-        if self._spender is None or self._spender.budget.per_item_usd is None:
-            return await self._asked_for(work)
-        self._accounts[work.index] = item_purse(self._spender.budget.per_item_usd)
+    def _within_budget(self, work: Work) -> Awaitable[Result]:
+        usd = None if self._spender is None else self._spender.budget.per_item_usd
+        return self._asked_for(work) if usd is None else self._within_own_budget(usd, work)
+
+    async def _within_own_budget(self, usd: float, work: Work) -> Result:
+        self._accounts[work.index] = item_purse(usd)
         try:
             return await self._asked_for(work)
         finally:
@@ -446,18 +452,18 @@ class Run:
             self._note_unrendered(work.index, key, result.error)
         return result
 
-    async def _asked_by_program(
+    def _asked_by_program(
         self, question: Question, identity: bytes, name: str, llm: LLM, engine: Engine | None
-    ) -> Answer:
-        return await self._answer(
+    ) -> Awaitable[Answer]:
+        return self._answer(
             question, identity, index=llm.index, key=llm.key, name=name, engine=engine
         )
 
-    async def _own_answer(
+    def _own_answer(
         self, work: Work, key: str, own: str | None, name: str, question: Question
-    ) -> Answer:
+    ) -> Coroutine[Any, Any, Answer]:
         identity = b"" if self._journal is None else identity_of(own, question.request)
-        return await self._answer(
+        return self._answer(
             question, identity, index=work.index, key=key, name=name, affinity=work.affinity
         )
 

@@ -25,7 +25,7 @@ from scaleinfer.policy import withheld
 from scaleinfer.results import Completion, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from scaleinfer.backends._base import Backend
     from scaleinfer.engine._bill import Bill
@@ -362,15 +362,17 @@ class Engine:
         place = pool.enter_nowait(want)
         if place is None:
             place = await self._waited_for(want)
-        call.endpoint, endpoint, backend = place, pool.endpoints[place], self._adapters.at(place)
-        call.started = time.time()
+        endpoint, backend = pool.endpoints[place], self._adapters.at(place)
         self._traffic.began()
-        began = call.began = time.monotonic()
+        began = time.monotonic()
+        call.endpoint, call.began, call.started = place, began, time.time()
         number, outcome = call.number, Outcome.CANCELLED
         error, completion, ended = None, None, 0.0
         try:
             try:
-                completion = await self._send(call, backend, timeout)
+                completion = await self._sent(call, backend, timeout)
+                if self._payment is not None and not call.superseded:
+                    self._payment.answered(call, backend, completion)
             except WorkerLost as lost:
                 # Its fleet has tried all there is to try.
                 call.error = lost
@@ -386,14 +388,11 @@ class Engine:
                 self.waits.endpoint += ended - began
             if not call.superseded:
                 call.answered(backend.endpoint, completion, ended - began)
-            if completion.rate is not None:
-                self._wants.rated = True
+            self._wants.rated |= completion.rate is not None
             outcome = Outcome.OK
             self.authority.succeeded()
-            fits = True
-            if settle is not None:
-                fits = await settle(completion) is not False
-                self.waits.record += time.monotonic() - ended
+            fits = settle is None or await settle(completion) is not False
+            self.waits.record += time.monotonic() - ended
             if fits:
                 self.authority.accepted()
             return completion
@@ -409,20 +408,11 @@ class Engine:
             settle_place(endpoint, call, want, ended, outcome, completion, error)
             pool.wake()
 
-    async def _send(
-        self,
-        call: Call,
-        backend: Backend,
-        timeout: float | None,  # noqa: ASYNC109 - the wire client keeps it
-    ) -> Completion:
+    def _sent(self, call: Call, backend: Backend, timeout: float | None) -> Awaitable[Completion]:
         request = call.request
         if self._copies is None or request.on_text is not None or request.once:
-            completion = await backend.complete(call.request, timeout=timeout)
-        else:
-            completion = await self._copies.complete(call, timeout)
-        if self._payment is not None and not call.superseded:
-            self._payment.answered(call, backend, completion)
-        return completion
+            return backend.complete(request, timeout=timeout)
+        return self._copies.complete(call, timeout)
 
     async def _waited_for(self, want: Want) -> int:
         queued = time.monotonic()

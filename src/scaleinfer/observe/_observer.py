@@ -31,21 +31,27 @@ class RunObserver:
 
     Args:
         sinks: What else is told.
-
-    Attributes:
-        record: What happened when.
     """
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
-        self.record = RunRecord(time.time())
+        self._record = RunRecord(time.time())
+        self._ended: list[Attempt] = []
         self._began = time.monotonic()
         self._sinks = list(sinks)
         self._due = 0.0
 
+    @property
+    def record(self) -> RunRecord:
+        """What happened when."""
+        if self._ended:
+            self._record.attempted(*self._ended)
+            self._ended.clear()
+        return self._record
+
     def watch(self, index: int, key: str, request: Request) -> Callable[[Attempt], None]:
         """Return what is to be told of every call that is made for a request."""
         if not self._sinks:
-            return self.record.attempted
+            return self._ended.append  # on the path of every call, so it does no more
         return partial(self._attempted, index, key, request)
 
     def tick(self, snapshot: Snapshot, look: Callable[[], Sequence[Place]]) -> None:
@@ -58,9 +64,10 @@ class RunObserver:
         """
         began = time.monotonic()
         places: Sequence[Place] = ()
+        record = self.record
         if began >= self._due:
             places = look()
-            self.record.limits(began - self._began, places)
+            record.limits(began - self._began, places)
             took = time.monotonic() - began
             self._due = began + _COST_OF_LOOKING * took
         for sink in self._sinks:
@@ -73,7 +80,7 @@ class RunObserver:
         self._sinks = []
 
     def _attempted(self, index: int, key: str, request: Request, attempt: Attempt) -> None:
-        self.record.attempted(attempt)
+        self._ended.append(attempt)
         for sink in self._sinks:
             try:
                 sink.attempted(index, key, request, attempt)
