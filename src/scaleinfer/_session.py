@@ -378,7 +378,8 @@ class Session:
 
     def _price(self, result: Result) -> None:
         """Fill in what an answer cost, where its calls do not say: in a batch, or long ago."""
-        if result.cost_usd is not None:
+        fresh = result.attempts and not result.resumed and result.batch is None
+        if fresh or result.cost_usd is not None:
             return
         backend = self._backend_of(result.endpoint or "")
         pricer = self._spending.bill.pricer

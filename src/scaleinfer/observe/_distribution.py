@@ -6,7 +6,7 @@ from math import frexp, log2
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = ["Distribution"]
 
@@ -30,20 +30,29 @@ class Distribution:
 
     def add(self, value: float) -> None:
         """Count a value; one that is not positive is in no bin."""
-        self.add_all((value,))
+        self.add_counted({value: 1})
 
-    def add_all(self, values: Iterable[float]) -> None:
+    def add_all(self, values: Sequence[float]) -> None:
         """Count values; many at once cost less than each by itself."""
-        bins, part, number, total = self._bins, _PART, 0, 0.0
+        bins, part, total = self._bins, _PART, 0.0
         for value in values:
-            number += 1
             if value > 0:
                 total += value
                 mantissa, exponent = frexp(value)
+                # As `_place` does, which would cost as much again to call.
                 place = exponent * _PER_OCTAVE + part[int(mantissa * 256)]
                 bins[place] = bins.get(place, 0) + 1
-        self.number += number
+        self.number += len(values)
         self.total += total
+
+    def add_counted(self, values: Mapping[float, int]) -> None:
+        """Count values that came so many times each."""
+        for value, number in values.items():
+            self.number += number
+            if value > 0:
+                self.total += value * number
+                place = _place(value)
+                self._bins[place] = self._bins.get(place, 0) + number
 
     @classmethod
     def sum(cls, parts: Iterable[Distribution]) -> Self:
@@ -88,6 +97,12 @@ class Distribution:
             (_bound(place * joined), _bound((place + 1) * joined), numbers.get(place, 0))
             for place in range(first // joined, last // joined + 1)
         ]
+
+
+def _place(value: float) -> int:
+    """Return the bin of a positive value."""
+    mantissa, exponent = frexp(value)
+    return exponent * _PER_OCTAVE + _PART[int(mantissa * 256)]
 
 
 def _bound(place: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scaleinfer.observe._distribution import Distribution
@@ -140,8 +141,9 @@ class RunRecord:
                 self.costs[place] += attempt.cost_usd
         for calls, seconds in latencies.items():
             calls.latency.add_all(seconds)
-        self.prompt_tokens.add_all(prompts)
-        self.completion_tokens.add_all(completions)
+        # Few lengths are common to many.
+        self.prompt_tokens.add_counted(Counter(prompts))
+        self.completion_tokens.add_counted(Counter(completions))
 
     def limits(self, now: float, places: Iterable[Place]) -> None:
         """Take note of where limiters stand, `now` seconds from the start."""
