@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from scaleinfer.engine._limiter import Outcome
 from scaleinfer.errors import (
@@ -36,34 +36,7 @@ if TYPE_CHECKING:
 
     Settle = Callable[[Completion], Awaitable[bool | None]]
 
-__all__ = ["Call", "Inquiry", "as_endpoint_error", "outcome_of", "settle_pack", "settle_place"]
-
-
-class Inquiry(NamedTuple):
-    """What somebody asks of an engine; it may take several calls.
-
-    Attributes:
-        request: What to ask.
-        attempted: Told of every call as it ends.
-        number: Calls already made for the item.
-        settle: Given the answer and awaited before the call's place is given back. What it
-            raises goes to the caller.
-        affinity: Group of requests that share a prompt prefix.
-        account: What its item may use.
-        audience: Who may see it, if not everybody.
-    """
-
-    request: Request
-    attempted: Callable[[Attempt], None]
-    number: int = 0
-    settle: Settle | None = None
-    affinity: int | None = None
-    account: Purse | None = None
-    audience: Audience | None = None
-
-    def call(self, request: Request, number: int) -> Call:
-        """Return its n-th call, as the endpoints are to be asked."""
-        return Call(request, number, self.attempted, account=self.account, audience=self.audience)
+__all__ = ["Call", "as_endpoint_error", "outcome_of", "settle_pack", "settle_place"]
 
 
 @dataclass(slots=True, eq=False)
@@ -74,12 +47,15 @@ class Call:
         request: What is asked.
         number: Which call of its item this is, from 1.
         attempted: Told of the call as it ends.
+        settle: Given the answer and awaited before the call's place is given back. What it raises
+            goes to the caller.
+        affinity: Group of requests that share a prompt prefix.
+        account: What its item may use.
+        audience: Who may see it, if not everybody.
         endpoint: Number of the endpoint in the pool.
         began: The monotonic clock as it was sent.
         started: Unix time then.
         superseded: True if a second copy answered it; what became of it has been told.
-        account: What its item may use.
-        audience: Who may see it, if not everybody.
         ticket: What is reserved for it.
         used: What it has used, once that is known.
         cost_usd: What it cost; `None` if no price is known.
@@ -89,16 +65,30 @@ class Call:
     request: Request
     number: int
     attempted: Callable[[Attempt], None]
+    settle: Settle | None = None
+    affinity: int | None = None
+    account: Purse | None = None
+    audience: Audience | None = None
     endpoint: int = -1
     began: float = 0.0
     started: float = 0.0
     superseded: bool = False
-    account: Purse | None = None
-    audience: Audience | None = None
     ticket: Ticket | None = None
     used: Spend | None = None
     cost_usd: float | None = None
     error: ScaleInferError | None = None
+
+    def again(self) -> Call:
+        """Return the next call for the same."""
+        return Call(
+            self.request,
+            self.number + 1,
+            self.attempted,
+            self.settle,
+            self.affinity,
+            self.account,
+            self.audience,
+        )
 
     def answered(self, endpoint: str, completion: Completion, took: float) -> None:
         """Tell of the answer, which took so many seconds."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scaleinfer.engine._adapters import Adapters
 from scaleinfer.engine._bill import may_be_billed
-from scaleinfer.engine._call import Inquiry, as_endpoint_error, outcome_of, settle_place
+from scaleinfer.engine._call import Call, as_endpoint_error, outcome_of, settle_place
 from scaleinfer.engine._copies import Copies
 from scaleinfer.engine._dispatch import Dispatch
 from scaleinfer.engine._hedging import Hedger
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from scaleinfer.backends._base import Backend
     from scaleinfer.engine._bill import Bill
-    from scaleinfer.engine._call import Call, Settle
+    from scaleinfer.engine._call import Settle
     from scaleinfer.engine._endpoint import EndpointStatistics
     from scaleinfer.engine._pool import Pool
     from scaleinfer.engine._purse import Purse
@@ -202,16 +202,16 @@ class Engine:
             audience = None
         if audience is not None and not self._pool.admits(audience):
             raise audience.refusal(one.name for one in self._pool.endpoints if not one.left)
-        asked = Inquiry(request, attempted, number, settle, affinity, account, audience)
+        call = Call(request, number + 1, attempted, settle, affinity, account, audience)
         if self._packs is not None and request.messages is None:
-            return self._pack(self._packs, asked)
+            return self._pack(self._packs, call)
         if self._sharing is None or not _deterministic(request):
-            return self._call(asked)
-        return self._share(self._sharing, asked)
+            return self._call(call)
+        return self._share(self._sharing, call)
 
-    async def _share(self, sharing: Sharing[Completion], asked: Inquiry) -> Completion:
+    async def _share(self, sharing: Sharing[Completion], call: Call) -> Completion:
         """Ask together with those who ask the same."""
-        settle, audience = asked.settle, asked.audience
+        settle, audience = call.settle, call.audience
         unfit: list[SchemaError] = []
 
         async def settle_ours(completion: Completion) -> bool:
@@ -224,10 +224,11 @@ class Engine:
                 unfit.append(error)
             return not unfit
 
+        call.settle = settle_ours
         completion, led = await sharing.call(
             # What others may see is another question, though it be the same in words.
-            asked.request.digest() + (b"" if audience is None else audience.label.encode()),
-            lambda: self._call(asked._replace(settle=settle_ours)),
+            call.request.digest() + (b"" if audience is None else audience.label.encode()),
+            lambda: self._call(call),
         )
         if unfit:
             raise unfit[0]
@@ -241,62 +242,52 @@ class Engine:
         self.authority.accepted()
         return completion
 
-    async def _pack(self, packs: Packs, asked: Inquiry) -> Completion:
+    async def _pack(self, packs: Packs, call: Call) -> Completion:
         """Ask together with others.
 
         A completion that fails is asked again by itself; a text to be embedded with others,
         and with fewer of them once one of the pack may be to blame.
         """
-        request, number, settle = asked.request, asked.number, asked.settle
         track, most = None, packs.most
         while True:
-            call = asked.call(request, number + 1)
             try:
                 completion = await packs.complete(call, most)
                 break
             except EndpointError as error:
                 call.failed(error.endpoint, error)
-                want = Want(audience=asked.audience)
+                want = Want(audience=call.audience)
                 track = await self._failed(error, call, want, track)
-                number = call.number
                 if error.reached and not isinstance(error, COME_BACK_LATER):
                     most = most // _SMALLER or 1
-            if request.input is None:
-                return await self._call(asked._replace(number=number, affinity=None))
+            call = call.again()
+            if call.request.input is None:
+                return await self._call(call)
         endpoint = self._adapters.at(call.endpoint).endpoint
         call.answered(endpoint, completion, time.monotonic() - call.began)
         self.authority.succeeded()
-        if settle is not None:
-            await settle(completion)
+        if call.settle is not None:
+            await call.settle(completion)
         self.authority.accepted()
         return completion
 
-    async def _call(self, asked: Inquiry) -> Completion:
+    async def _call(self, call: Call) -> Completion:
         """Ask until there is an answer, or no hope of one."""
-        number = asked.number
-        want = self._wants.of(
-            asked.request,
-            affinity=asked.affinity,
-            unasked=self.unasked,
-            audience=asked.audience,
-        )
-        request = self._adapters.named(asked.request)
+        want = self._wants.of(call, self.unasked)
+        call.request = self._adapters.named(call.request)
         deadline = self._retry.deadline
         track = None if deadline is None else self.authority.track(time.monotonic())
         while True:
-            number += 1
             timeout = self._retry.timeout
             if track is not None:
                 timeout = track.timeout(time.monotonic())
-            call = asked.call(request, number)
             try:
                 if self._budgeted is None:
-                    return await self._attempt(call, want, asked.settle, timeout)
-                return await self._paid(self._budgeted, call, want, asked.settle, timeout)
+                    return await self._attempt(call, want, timeout)
+                return await self._paid(self._budgeted, call, want, timeout)
             except EndpointError as error:
                 track = await self._failed(error, call, want, track)
-                number = call.number
                 want = self._wants.after(want, call.endpoint, self.unasked)
+                call = call.again()
 
     async def _failed(
         self, error: EndpointError, call: Call, want: Want, track: Track | None
@@ -340,14 +331,13 @@ class Engine:
         payment: Payment,
         call: Call,
         want: Want,
-        settle: Settle | None,
         timeout: float | None,  # noqa: ASYNC109 - the wire client keeps it
     ) -> Completion:
         """Make a call that a budget has room for."""
         if not payment.reserve_nowait(call):
             await payment.reserve(call)
         try:
-            return await self._attempt(call, want, settle, timeout)
+            return await self._attempt(call, want, timeout)
         finally:
             payment.settle(call)
 
@@ -355,7 +345,6 @@ class Engine:
         self,
         call: Call,
         want: Want,
-        settle: Settle | None,
         timeout: float | None,  # noqa: ASYNC109 - the wire client keeps it
     ) -> Completion:
         pool = self._pool
@@ -391,7 +380,7 @@ class Engine:
             self._wants.rated |= completion.rate is not None
             outcome = Outcome.OK
             self.authority.succeeded()
-            fits = settle is None or await settle(completion) is not False
+            fits = call.settle is None or await call.settle(completion) is not False
             self.waits.record += time.monotonic() - ended
             if fits:
                 self.authority.accepted()

@@ -127,7 +127,7 @@ class Packs:
             place = await pool.enter(want, self._priority)
         endpoint, backend = pool.endpoints[place], self._adapters.at(place)
         requests = [self._adapters.named(one) for one in requests]
-        call = Call(requests[0], 1, lambda attempt: None, place)
+        call = Call(requests[0], 1, lambda attempt: None, endpoint=place)
         call.began = time.monotonic()
         self._traffic.began()
         outcome, answers = Outcome.CANCELLED, list[Completion | EndpointError]()

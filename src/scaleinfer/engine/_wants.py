@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from scaleinfer.engine._call import Call
     from scaleinfer.engine._pool import Pool
     from scaleinfer.policy import Audience
     from scaleinfer.requests import Request
@@ -58,27 +59,13 @@ class Wants:
         self.rated = False
         self._pool = pool
 
-    def of(
-        self,
-        request: Request,
-        *,
-        affinity: int | None = None,
-        unasked: int | None = None,
-        audience: Audience | None = None,
-    ) -> Want:
-        """Return what a request's first call wants.
-
-        Args:
-            request: The request.
-            affinity: Group of requests that share a prompt prefix.
-            unasked: Items that nobody works on yet, if that is known.
-            audience: Who may see it, if not everybody.
-        """
-        rated = self.rated or self._pool.rated
+    def of(self, call: Call, unasked: int | None = None) -> Want:
+        """Return what a request's first call wants; with so many items that nobody works on."""
+        rated, audience = self.rated or self._pool.rated, call.audience
         if not self.several and not rated and audience is None:
             return ANYWHERE
-        tokens = _expected_tokens(request) if rated else 0
-        return Want(tokens, affinity if self.several else None, (), unasked, audience)
+        tokens = _expected_tokens(call.request) if rated else 0
+        return Want(tokens, call.affinity if self.several else None, (), unasked, audience)
 
     def of_pack(self, requests: Sequence[Request], audience: Audience | None) -> Want:
         """Return what a call for several requests wants."""

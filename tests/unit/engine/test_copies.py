@@ -74,7 +74,7 @@ class Case:
             hedger, self.pool, Adapters([self.backend], self.pool, None), lambda: 1
         )
         self.seen: list[Attempt] = []
-        self.call = Call(Request(prompt="x"), 1, self.seen.append, 0)
+        self.call = Call(Request(prompt="x"), 1, self.seen.append, endpoint=0)
 
     async def start(self) -> asyncio.Task[Completion]:
         """Start the call and wait for its second copy."""
