@@ -46,9 +46,11 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
-    # Much of it waits for other processes: two files at a time. What a busy machine made late
-    # gets a second go, and is listed as such.
-    session.run("pytest", "-n", "2", "--dist", "loadfile", "--reruns", "1", "-m", "not alone")
+    # Much of it waits for other processes: two files at a time, the slow ones first, so that
+    # both end together. What a busy machine made late gets a second go, and is listed as such.
+    side_by_side = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+    folders = ("tests/integration", "tests/unit")
+    session.run("pytest", *side_by_side, "--reruns", "1", "-m", "not alone", *folders)
     session.run("pytest", "--reruns", "1", "-m", "alone")
 
 
