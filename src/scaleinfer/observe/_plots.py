@@ -198,7 +198,7 @@ def seconds(value: float) -> str:
 
 
 def _tokens_in_words(value: float) -> str:
-    return amount(int(value))
+    return amount(round(value))
 
 
 def _least_tokens(value: float) -> str:

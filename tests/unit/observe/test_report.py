@@ -22,6 +22,7 @@ from scaleinfer.observe import (
 )
 from scaleinfer.observe._digest import full_text
 from scaleinfer.observe._escape import shown
+from scaleinfer.observe._plots import distributions
 from scaleinfer.results import Attempt, Result, Usage
 
 if TYPE_CHECKING:
@@ -165,6 +166,13 @@ def test_charts_show_what_happened() -> None:
     assert "The limiters' decisions" in words
     assert "<finding> the knee" in words
     assert "p50" in words
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 7, 11])
+def test_quantiles_of_tokens_are_whole_and_not_below_the_least(tokens: int) -> None:
+    one = RunRecord(START)
+    one.attempted(*[Attempt(1, "a", START, 0.1, "ok", None, tokens, tokens)] * 40)
+    assert distributions(one).count(f"p50 {tokens}, p90 {tokens}, p99 {tokens}") == 2
 
 
 def test_many_endpoints_become_one_line() -> None:
