@@ -47,11 +47,12 @@ def tests(session: nox.Session) -> None:
         session.run("pytest", *session.posargs)
         return
     # Much of it waits for other processes: two files at a time, the slow ones first, so that
-    # both end together. What a busy machine made late gets a second go, and is listed as such.
+    # both end together. What a busy machine made late is tried again, and listed as such.
     side_by_side = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+    again = ("--reruns", "2", "--reruns-delay", "1")
     folders = ("tests/integration", "tests/unit")
-    session.run("pytest", *side_by_side, "--reruns", "1", "-m", "not alone", *folders)
-    session.run("pytest", "--reruns", "1", "-m", "alone")
+    session.run("pytest", *side_by_side, *again, "-m", "not alone", *folders)
+    session.run("pytest", *again, "-m", "alone")
 
 
 @nox.session
