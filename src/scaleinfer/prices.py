@@ -26,7 +26,6 @@ __all__ = [
     "Pricer",
     "Prices",
     "Rates",
-    "Tariff",
     "cost_usd",
     "price_table",
     "table_date",
@@ -143,23 +142,6 @@ class Rates(NamedTuple):
         )
 
 
-class Tariff(NamedTuple):
-    """What a model costs at an endpoint."""
-
-    rates: Rates
-    """The prices of tokens and calls."""
-    endpoint: str
-    """The endpoint's name."""
-    listed: str = ""
-    """The model's name in the public list, if the price is from there."""
-
-    def cost(self, usage: Usage) -> int:
-        """Return the price of what was used, in picodollars."""
-        if self.listed and usage.prompt_tokens > LONG_PROMPT:
-            return _listed_cost(self.listed, self.endpoint, usage)
-        return self.rates.cost(usage)
-
-
 class Pricer:
     """Prices calls: by your own prices first, then by the public list.
 
@@ -174,45 +156,51 @@ class Pricer:
     def __init__(self, prices: Prices | None = None) -> None:
         self.prices = prices or Prices()
         self.uses_table = False
-        self._known: dict[tuple[str, str | None, str | None], Tariff | None] = {}
+        self._known: dict[tuple[str, str | None, str | None], tuple[Rates | None, str]] = {}
 
-    def tariff(self, backend: Backend, asked: str | None, answered: str | None) -> Tariff | None:
-        """Return what a model costs at an endpoint; `None` if nobody says.
+    def rates(self, backend: Backend, asked: str | None, answered: str | None) -> Rates | None:
+        """Return what tokens cost at an endpoint; `None` if nobody says.
 
         Args:
             backend: The endpoint's adapter.
             asked: The model by the name that it is asked for.
             answered: By the name that it gives itself in an answer, if it is known.
         """
-        key = backend.endpoint, asked, answered
-        if key not in self._known:
-            self._known[key] = self._looked_up(backend, asked, answered)
-        return self._known[key]
-
-    def rates(self, backend: Backend, asked: str | None, answered: str | None) -> Rates | None:
-        """Return what tokens cost at an endpoint; `None` if nobody says. As `tariff`."""
-        tariff = self.tariff(backend, asked, answered)
-        return None if tariff is None else tariff.rates
+        return self._find(backend, asked, answered)[0]
 
     def cost(
         self, backend: Backend, asked: str | None, answered: str | None, usage: Usage
     ) -> int | None:
         """Return the price of what was used, in picodollars; `None` if nobody says."""
-        tariff = self.tariff(backend, asked, answered)
-        return None if tariff is None else tariff.cost(usage)
+        rates, listed = self._find(backend, asked, answered)
+        if rates is None:
+            return None
+        if listed and usage.prompt_tokens > LONG_PROMPT:
+            return _listed_cost(listed, backend.endpoint, usage)
+        return rates.cost(usage)
+
+    def _find(
+        self, backend: Backend, asked: str | None, answered: str | None
+    ) -> tuple[Rates | None, str]:
+        """Return the rates, and the model's name if they are the public list's."""
+        key = backend.endpoint, asked, answered
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._looked_up(backend, asked, answered)
+        return known
 
     def _looked_up(
         self, backend: Backend, asked: str | None, answered: str | None
-    ) -> Tariff | None:
+    ) -> tuple[Rates | None, str]:
         own = self.prices.find(asked, answered)
         if own is not None:
-            return Tariff(own.rates, backend.endpoint)
+            return own.rates, ""
         for name in (answered, asked) if backend.priced else ():
             rates = None if name is None else _listed(name, backend.endpoint)
             if name is not None and rates is not None:
                 self.uses_table = True
-                return Tariff(rates, backend.endpoint, name)
-        return None
+                return rates, name
+        return None, ""
 
 
 def cost_usd(backend: Backend, model: str | None, usage: Usage) -> float | None:

@@ -24,7 +24,8 @@ class Adapters:
         model: The model as the run names it.
 
     Attributes:
-        known: The adapters known so far; the same list for good, which grows.
+        known: The adapters known so far: one list for good, for whoever waits until a call can
+            be paid for looks again at what it may cost.
     """
 
     def __init__(self, given: Sequence[Backend], pool: Pool, model: str | None) -> None:
@@ -42,6 +43,11 @@ class Adapters:
             self.known[:] = self.all()
             self._own_names = self._has_own_names()
         return self.known[place]
+
+    @property
+    def packing(self) -> int:
+        """Requests that an endpoint takes in one call, at the most."""
+        return max(backend.packing for backend in self._given)
 
     def all(self) -> list[Backend]:
         """Return the adapter of each endpoint that there is now."""

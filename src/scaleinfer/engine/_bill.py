@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from scaleinfer.engine._budget import NOTHING, Spend
-from scaleinfer.prices import PICO, Tariff
+from scaleinfer.prices import PICO
 from scaleinfer.results import CUT_OFF, Usage
 
 if TYPE_CHECKING:
@@ -73,9 +73,6 @@ class _Line:
             self.priced = True
 
 
-_Account = tuple[_Line, Tariff | None]
-
-
 class Bill:
     """Adds up what a run's calls used.
 
@@ -86,7 +83,6 @@ class Bill:
     def __init__(self, pricer: Pricer) -> None:
         self.pricer = pricer
         self._lines: dict[tuple[str, str | None], _Line] = {}
-        self._accounts: dict[tuple[str, str | None, str | None], _Account] = {}
 
     def answered(
         self,
@@ -107,11 +103,10 @@ class Bill:
             share: Of the usual price that was asked: a batch's discount.
         """
         usage, model = completion.usage, completion.model
-        known = self._accounts.get((backend.endpoint, asked, model))
-        line, tariff = known or self._account(backend, asked, model)
-        cost = None if tariff is None else tariff.cost(usage)
+        cost = self.pricer.cost(backend, asked, model, usage)
         if cost is not None and share != 1.0:
             cost = round(cost * share)
+        line = self._line(backend.endpoint, model or asked)
         line.calls += calls
         line.add(usage, cost)
         used = Spend(usage.prompt_tokens + usage.completion_tokens, calls, cost or 0)
@@ -197,12 +192,6 @@ class Bill:
             tokens = line.prompt + line.completion + line.unsure_tokens
             total = total.plus(Spend(tokens, line.calls, line.pico + line.unsure_pico))
         return total
-
-    def _account(self, backend: Backend, asked: str | None, model: str | None) -> _Account:
-        line = self._line(backend.endpoint, model or asked)
-        account = line, self.pricer.tariff(backend, asked, model)
-        self._accounts[backend.endpoint, asked, model] = account
-        return account
 
     def _line(self, endpoint: str, model: str | None) -> _Line:
         line = self._lines.get((endpoint, model))

@@ -177,9 +177,8 @@ class Copies:
             self._pool.unused(place)
             return False
         first = running.call
-        call = Call(
-            first.request, first.number + 1, first.attempted, endpoint=place, audience=audience
-        )
+        call = first.again()
+        call.endpoint = place
         if self._payment is not None and not self._payment.reserve_copy(call):
             self._pool.unused(place)
             return False

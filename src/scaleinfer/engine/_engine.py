@@ -18,7 +18,7 @@ from scaleinfer.engine._packs import Packs
 from scaleinfer.engine._payment import Payment
 from scaleinfer.engine._retry import COME_BACK_LATER, GiveUp, RetryAuthority, WaitFor
 from scaleinfer.engine._sharing import Sharing
-from scaleinfer.engine._statistics import EngineStatistics, Traffic, Waits
+from scaleinfer.engine._statistics import CallCounts, EngineStatistics, Waits
 from scaleinfer.engine._wants import Want, Wants
 from scaleinfer.errors import EndpointError, SchemaError, WorkerLost
 from scaleinfer.policy import withheld
@@ -90,10 +90,9 @@ class Engine:
         self.remaining: int | None = None
         self.unasked: int | None = None
         self.on_wait: Callable[[], None] | None = None
-        self._given = tuple(backends)
-        self._adapters = Adapters(self._given, pool, model)
+        self._adapters = Adapters(tuple(backends), pool, model)
         self._wants = Wants(pool, several=pool.growing or len(self._adapters.known) > 1)
-        self._traffic = Traffic()
+        self._counts = CallCounts()
         self._pool = pool
         self._retry = retry
         self._priority = priority
@@ -104,13 +103,13 @@ class Engine:
             self._payment = Payment(bill, spender, self._adapters.known, model)
         self._budgeted = None if spender is None else self._payment
         self._packing = packing
-        most = packing or max(backend.packing for backend in backends)
+        most = packing or self._adapters.packing
         if most > 1:
             self._packs = Packs(
                 pool,
                 self._adapters,
                 self._wants,
-                self._traffic,
+                self._counts,
                 most=most,
                 # Packs that come back at about the same time set out again together.
                 linger=0.0 if packing is None else _LINGER_S,
@@ -146,18 +145,17 @@ class Engine:
         """Requests that may be asked at once: as many as there are places, times the packing."""
         if self._packs is None:
             return self._pool.limit
-        packing = self._packing or max(backend.packing for backend in self._given)
-        return self._pool.limit * packing
+        return self._pool.limit * (self._packing or self._adapters.packing)
 
     @property
     def calls(self) -> int:
         """Calls made; second copies not among them."""
-        return self._traffic.calls
+        return self._counts.calls
 
     @property
     def in_flight(self) -> int:
         """Calls of this engine that are in flight."""
-        return self._traffic.in_flight
+        return self._counts.in_flight
 
     @property
     def queued(self) -> int:
@@ -352,7 +350,7 @@ class Engine:
         if place is None:
             place = await self._waited_for(want)
         endpoint, backend = pool.endpoints[place], self._adapters.at(place)
-        self._traffic.began()
+        self._counts.began()
         began = time.monotonic()
         call.endpoint, call.began, call.started = place, began, time.time()
         number, outcome = call.number, Outcome.CANCELLED
@@ -386,7 +384,7 @@ class Engine:
                 self.authority.accepted()
             return completion
         finally:
-            self._traffic.ended()
+            self._counts.ended()
             if self._payment is not None and call.used is None:
                 self._payment.ended(call, backend)
             if call.superseded:
@@ -429,8 +427,8 @@ class Engine:
         """Return where the engine stands."""
         return EngineStatistics(
             limit=self._pool.limit,
-            in_flight=self._traffic.in_flight,
-            peak_in_flight=self._traffic.peak,
+            in_flight=self._counts.in_flight,
+            peak_in_flight=self._counts.peak,
             calls=self.calls + self.hedged,
             hedged=self.hedged,
             shared=self._shared,

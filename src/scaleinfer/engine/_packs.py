@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scaleinfer.engine._adapters import Adapters
     from scaleinfer.engine._payment import Payment
     from scaleinfer.engine._pool import Pool
-    from scaleinfer.engine._statistics import Traffic
+    from scaleinfer.engine._statistics import CallCounts
     from scaleinfer.engine._wants import Wants
     from scaleinfer.policy import Audience
     from scaleinfer.requests import Request
@@ -36,7 +36,7 @@ class Packs:
         pool: The endpoints' state.
         adapters: Their adapters.
         wants: What calls ask of the pool.
-        traffic: Counts the calls.
+        counts: Counts the calls.
         most: Requests in one call at most.
         linger: Seconds to wait for more of them.
         timeout: Seconds for one call; `None` for no limit.
@@ -52,7 +52,7 @@ class Packs:
         pool: Pool,
         adapters: Adapters,
         wants: Wants,
-        traffic: Traffic,
+        counts: CallCounts,
         *,
         most: int,
         linger: float,
@@ -64,7 +64,7 @@ class Packs:
         self._pool = pool
         self._adapters = adapters
         self._wants = wants
-        self._traffic = traffic
+        self._counts = counts
         self._timeout = timeout
         self._priority = priority
         self._payment = payment
@@ -129,13 +129,13 @@ class Packs:
         requests = [self._adapters.named(one) for one in requests]
         call = Call(requests[0], 1, lambda attempt: None, endpoint=place)
         call.began = time.monotonic()
-        self._traffic.began()
+        self._counts.began()
         outcome, answers = Outcome.CANCELLED, list[Completion | EndpointError]()
         try:
             answers = await backend.complete_many(requests, timeout=self._timeout)
             outcome = Outcome.OK
         finally:
-            self._traffic.ended()
+            self._counts.ended()
             good = [answer for answer in answers if isinstance(answer, Completion)]
             first = next((a for a in answers if isinstance(a, EndpointError)), None)
             if not good and first is not None:

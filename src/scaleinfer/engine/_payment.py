@@ -55,8 +55,7 @@ class Payment:
         """Reserve for a call if it may go at once; most may."""
         if self.spender is None or call.account is not None:
             return False
-        call.ticket = self.spender.reserve_nowait(call.request, self._asked(call), self._backends)
-        return call.ticket is not None
+        return self.reserve_copy(call)
 
     def reserve_copy(self, call: Call) -> bool:
         """Reserve for a second copy; False if it cannot be paid for now."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from scaleinfer.engine._retry import RetryStatistics
 
-__all__ = ["EngineStatistics", "Traffic", "Waits"]
+__all__ = ["CallCounts", "EngineStatistics", "Waits"]
 
 
 @dataclass(slots=True)
@@ -29,7 +29,7 @@ class Waits:
 
 
 @dataclass(slots=True)
-class Traffic:
+class CallCounts:
     """Counts an engine's calls.
 
     Attributes:

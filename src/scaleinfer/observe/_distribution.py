@@ -6,7 +6,7 @@ from math import frexp, log2
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable
 
 __all__ = ["Distribution"]
 
@@ -28,31 +28,15 @@ class Distribution:
         self.total = 0.0
         self._bins: dict[int, int] = {}
 
-    def add(self, value: float) -> None:
-        """Count a value; one that is not positive is in no bin."""
-        self.add_counted({value: 1})
-
-    def add_all(self, values: Sequence[float]) -> None:
-        """Count values; many at once cost less than each by itself."""
-        bins, part, total = self._bins, _PART, 0.0
-        for value in values:
-            if value > 0:
-                total += value
-                mantissa, exponent = frexp(value)
-                # As `_place` does, which would cost as much again to call.
-                place = exponent * _PER_OCTAVE + part[int(mantissa * 256)]
-                bins[place] = bins.get(place, 0) + 1
-        self.number += len(values)
-        self.total += total
-
-    def add_counted(self, values: Mapping[float, int]) -> None:
-        """Count values that came so many times each."""
-        for value, number in values.items():
-            self.number += number
-            if value > 0:
-                self.total += value * number
-                place = _place(value)
-                self._bins[place] = self._bins.get(place, 0) + number
+    def add(self, value: float, number: int = 1) -> None:
+        """Count a value that came so many times; one that is not positive is in no bin."""
+        self.number += number
+        if value > 0:
+            self.total += value * number
+            mantissa, exponent = frexp(value)
+            place = exponent * _PER_OCTAVE + _PART[int(mantissa * 256)]
+            bins = self._bins
+            bins[place] = bins.get(place, 0) + number
 
     @classmethod
     def sum(cls, parts: Iterable[Distribution]) -> Self:
@@ -97,12 +81,6 @@ class Distribution:
             (_bound(place * joined), _bound((place + 1) * joined), numbers.get(place, 0))
             for place in range(first // joined, last // joined + 1)
         ]
-
-
-def _place(value: float) -> int:
-    """Return the bin of a positive value."""
-    mantissa, exponent = frexp(value)
-    return exponent * _PER_OCTAVE + _PART[int(mantissa * 256)]
 
 
 def _bound(place: int) -> float:

@@ -113,7 +113,6 @@ class RunRecord:
     def attempted(self, *attempts: Attempt) -> None:
         """Take note of calls that have ended; many at once cost less than each by itself."""
         prompts, completions = list[int](), list[int]()
-        latencies: dict[EndpointCalls, list[float]] = {}
         went_on, began = self.timeline.went_on, self.started
         for attempt in attempts:
             calls = self.calls.get(attempt.endpoint) or self._calls(attempt.endpoint)
@@ -128,7 +127,7 @@ class RunRecord:
                 calls.ok += 1
                 calls.tokens += completion
                 calls.answers[place] += 1
-                latencies.setdefault(calls, []).append(took)
+                calls.latency.add(took)
                 prompts.append(prompt)
                 completions.append(completion)
                 self.prompts[place] += prompt
@@ -139,11 +138,11 @@ class RunRecord:
             if attempt.cost_usd is not None:
                 self.cost_usd = (self.cost_usd or 0.0) + attempt.cost_usd
                 self.costs[place] += attempt.cost_usd
-        for calls, seconds in latencies.items():
-            calls.latency.add_all(seconds)
         # Few lengths are common to many.
-        self.prompt_tokens.add_counted(Counter(prompts))
-        self.completion_tokens.add_counted(Counter(completions))
+        for tokens, number in Counter(prompts).items():
+            self.prompt_tokens.add(tokens, number)
+        for tokens, number in Counter(completions).items():
+            self.completion_tokens.add(tokens, number)
 
     def limits(self, now: float, places: Iterable[Place]) -> None:
         """Take note of where limiters stand, `now` seconds from the start."""
