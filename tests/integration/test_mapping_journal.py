@@ -7,6 +7,7 @@ import itertools
 import logging
 import subprocess
 import sys
+import urllib.request
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -303,7 +304,9 @@ asyncio.run(main())
             [sys.executable, "-c", script, server.base_url, str(journal)], check=False, timeout=30
         )
         assert done.returncode == 7
-        before = server.ledger.arrived
+        # What the dead process had sent is read before this: the ledger has it from then on.
+        with urllib.request.urlopen(f"{server.base_url}/models", timeout=10):
+            before = server.ledger.arrived
         results = asyncio.run(mapped(server, journal, range(1000)))
         assert results.stats.ok == 1000
         assert results.stats.resumed >= 100
